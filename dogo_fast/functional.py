@@ -1,0 +1,217 @@
+"""The losses as functions: check the arguments, choose a backend, call its operator.
+
+Every loss takes ``backend``: ``"triton"`` (the fused kernels; a GPU, or a CPU under Triton's interpreter),
+``"reference"`` (the dense formulas of ``dogo_fast.reference``, any device, at least float32 inside) or ``"auto"``:
+what the environment variable ``DOGO_FAST_BACKEND`` names, else Triton for float32, bfloat16 and float16 tensors on a
+GPU and the reference elsewhere. Losses come back in float32 (float64 for float64 inputs).
+
+NaN or Inf anywhere in an input gives a NaN loss. A zero row is treated as ``F.normalize`` does (ε = 1e-12).
+"""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from dogo_fast import ops, reference, validation
+from dogo_fast.ops.backend import BACKENDS, resolve_backend
+from dogo_fast.reference import DoGoLossOutput
+
+__all__ = ["BACKENDS", "DoGoLossOutput", "dogo_loss", "nt_xent", "similarity_kl", "simsiam"]
+
+NT_XENT_REDUCTIONS = ("mean", "sum", "none")
+KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
+DOGO_KL_REDUCTIONS = ("batchmean", "mean", "sum")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def nt_xent(
+    a: Tensor, b: Tensor, temperature: float | Tensor = 0.5, *, reduction: str = "mean", backend: str = "auto"
+) -> Tensor:
+    """NT-Xent (normalised temperature-scaled cross-entropy) of two views; SimCLR, equation 1.
+
+    Args:
+        a, b: raw (not normalised) projections of the two views, [N ≥ 2, D], float32, bfloat16, float16 or float64.
+        temperature: τ > 0, a number or a 0-d tensor (which gets a gradient when it requires one).
+        reduction: ``"mean"`` or ``"sum"`` over the 2N rows, or ``"none"``: [2N], the rows of a, then those of b.
+        backend: see the module.
+
+    Returns:
+        a 0-d tensor, or [2N], in nats.
+
+    Raises:
+        TypeError: an argument that is not a tensor or number, or of a dtype that is not allowed.
+        ValueError: shapes or devices that do not match, N < 2, a temperature that is not finite and above 0, an
+            unknown reduction or backend.
+    """
+    a, b = validation.check_views(("a", "b"), a, b)
+    temperature = validation.check_temperature("temperature", temperature, a.device)
+    validation.check_choice("reduction", reduction, NT_XENT_REDUCTIONS)
+    if resolve_backend(backend, (a, b)) == "reference":
+        return _exactly(reference.nt_xent)(*_wide(a, b), _wide_number(temperature), reduction=reduction)
+    return ops.nt_xent(a, b, temperature, reduction)
+
+
+def similarity_kl(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    temperature: float | Tensor = 0.1,
+    *,
+    teacher_temperature: float | Tensor | None = None,
+    reduction: str = "batchmean",
+    detach_teacher: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """KL(teacher ‖ student) of the softmax over similarities; DoGo, equation 3.
+
+    Row i of a pair's distribution is the softmax over its keys of the cosines with query i, divided by a temperature.
+
+    Args:
+        student, teacher: pairs (queries [R, D], keys [C, D]) of raw vectors; R and C must agree between the two, D and
+            the dtype need not.
+        temperature: T > 0 of the student, a number or a 0-d tensor.
+        teacher_temperature: T of the teacher; None means ``temperature``.
+        reduction: ``"batchmean"`` divides the sum by R, ``"mean"`` by R·C as ``F.kl_div`` does, ``"sum"``, or
+            ``"none"``: [R].
+        detach_teacher: hold the teacher's distribution constant (its queries, keys and temperature get no gradient).
+        backend: see the module.
+
+    Returns:
+        a 0-d tensor, or [R], in nats.
+
+    Raises:
+        TypeError, ValueError: as ``nt_xent``.
+    """
+    student = validation.check_queries_and_keys("student", student)
+    teacher = validation.check_queries_and_keys("teacher", teacher)
+    for part, ours, theirs in zip(("queries", "keys"), student, teacher, strict=True):
+        if ours.shape[0] != theirs.shape[0]:
+            raise ValueError(
+                f"student and teacher must have the same number of {part}, got {ours.shape[0]} and {theirs.shape[0]}"
+            )
+    device = student[0].device
+    validation.check_same_device(("student", "teacher"), student[0], teacher[0])
+    temperature = validation.check_temperature("temperature", temperature, device)
+    if teacher_temperature is not None:
+        teacher_temperature = validation.check_temperature("teacher_temperature", teacher_temperature, device)
+    validation.check_choice("reduction", reduction, KL_REDUCTIONS)
+    if resolve_backend(backend, (*student, *teacher)) == "reference":
+        queries, keys, teacher_queries, teacher_keys = _wide(*student, *teacher)
+        return _exactly(reference.similarity_kl)(
+            (queries, keys),
+            (teacher_queries, teacher_keys),
+            _wide_number(temperature),
+            teacher_temperature=None if teacher_temperature is None else _wide_number(teacher_temperature),
+            reduction=reduction,
+            detach_teacher=detach_teacher,
+        )
+    return ops.similarity_kl(student, teacher, temperature, teacher_temperature, reduction, detach_teacher)
+
+
+def dogo_loss(
+    peer_1: tuple[Tensor, Tensor],
+    peer_2: tuple[Tensor, Tensor],
+    temperature: float | Tensor = 0.5,
+    kd_temperature: float | Tensor = 0.1,
+    *,
+    kd_weight: float | tuple[float, float] = 1.0,
+    kl_reduction: str = "batchmean",
+    backend: str = "auto",
+) -> DoGoLossOutput:
+    """The whole loss of two peers that learn together; DoGo, equations 1 to 4.
+
+    ``loss_p = nt_xent_p + w_p · kl_p`` and ``loss = loss_1 + loss_2``, where ``kl_1 = KL(P₂ ‖ P₁)`` holds P₂ constant
+    and ``kl_2`` mirrors it; P_p is peer p's softmax over the cosines between its view a (rows) and its view b.
+
+    Args:
+        peer_1, peer_2: pairs (a, b) of raw projections [N ≥ 2, D_p]; N must agree, D and the dtype need not.
+        temperature: τ > 0 of NT-Xent, a number or a 0-d tensor.
+        kd_temperature: T > 0 of the similarity distributions, a number or a 0-d tensor.
+        kd_weight: w, one number or one per peer.
+        kl_reduction: ``"batchmean"`` divides the sum over rows by N, ``"mean"`` by N² (the authors' code), ``"sum"``.
+        backend: see the module.
+
+    Returns:
+        ``DoGoLossOutput(loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2)``, 0-d tensors in nats, all
+        differentiable.
+
+    Raises:
+        TypeError, ValueError: as ``nt_xent``; also batch sizes that differ between the peers.
+    """
+    pairs = []
+    for name, peer in (("peer_1", peer_1), ("peer_2", peer_2)):
+        a, b = validation.check_pair(name, peer, "(a, b)")
+        pairs.append(validation.check_views((f"{name} a", f"{name} b"), a, b))
+    (a_1, b_1), (a_2, b_2) = pairs
+    if a_1.shape[0] != a_2.shape[0]:
+        raise ValueError(f"peer_1 and peer_2 must have the same batch size N, got {a_1.shape[0]} and {a_2.shape[0]}")
+    validation.check_same_device(("peer_1", "peer_2"), a_1, a_2)
+    temperature = validation.check_temperature("temperature", temperature, a_1.device)
+    kd_temperature = validation.check_temperature("kd_temperature", kd_temperature, a_1.device)
+    weights = validation.check_weights("kd_weight", kd_weight)
+    validation.check_choice("kl_reduction", kl_reduction, DOGO_KL_REDUCTIONS)
+    if resolve_backend(backend, (a_1, b_1, a_2, b_2)) == "reference":
+        a_1, b_1, a_2, b_2 = _wide(a_1, b_1, a_2, b_2)
+        return _exactly(reference.dogo_loss)(
+            (a_1, b_1),
+            (a_2, b_2),
+            _wide_number(temperature),
+            _wide_number(kd_temperature),
+            kd_weight=weights,
+            kl_reduction=kl_reduction,
+        )
+    return ops.dogo_loss((a_1, b_1), (a_2, b_2), temperature, kd_temperature, weights, kl_reduction)
+
+
+def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:
+    """Symmetric negative cosine of SimSiam (equation 4): −½ [⟨sg(ẑ_a), p̂_b⟩ + ⟨sg(ẑ_b), p̂_a⟩], mean over rows.
+
+    Args:
+        z_a, z_b: projections of the two views, [N, D]; held constant.
+        p_a, p_b: predictions of the two views, [N, D].
+
+    Returns:
+        a 0-d tensor in [−1, 1].
+
+    Raises:
+        TypeError, ValueError: an argument that is not a floating-point tensor [N, D], or shapes, dtypes or devices
+            that differ.
+    """
+    z_a = validation.check_rows("z_a", z_a)
+    for name, value in (("z_b", z_b), ("p_a", p_a), ("p_b", p_b)):
+        other = validation.check_rows(name, value)
+        if other.shape != z_a.shape:
+            raise ValueError(f"{name} must have the shape of z_a, {tuple(z_a.shape)}, got {tuple(other.shape)}")
+        validation.check_same_kind(("z_a", name), z_a, other)
+    return _exactly(reference.simsiam)(*_wide(z_a, z_b, p_a, p_b))
+
+
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """All in one dtype, the widest present and at least float32, in which the dense formulas are trustworthy."""
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def _wide_number(temperature: float | Tensor) -> float | Tensor:
+    """The temperature, where not above 0 replaced by NaN (numbers were checked already)."""
+    if isinstance(temperature, Tensor):
+        return torch.where(temperature > 0, temperature, torch.nan)
+    return temperature
+
+
+def _exactly(function: Callable[P, T]) -> Callable[P, T]:
+    """The function outside autocast, which would round the similarities to 16 bits."""
+
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        device_type = next(arg for arg in _flatten(args) if isinstance(arg, Tensor)).device.type
+        with torch.autocast(device_type, enabled=False):
+            return function(*args, **kwargs)
+
+    return outside
+
+
+def _flatten(values: tuple[object, ...]) -> list[object]:
+    return [leaf for value in values for leaf in (value if isinstance(value, tuple) else (value,))]
