@@ -1,0 +1,218 @@
+"""Compile every kernel in every configuration for several GPUs, without one, and report what the compiler made of it.
+
+    python -m dogo_fast.compile_report [--targets sm_90 ...] [--full] [--out FILE]
+
+For NVIDIA targets the report reads the machine code with the cuobjdump that Triton carries: registers and spilled bytes a
+thread, shared memory a program, and how many HGMMA (Hopper tensor-core), MUFU.EX2 (exponential) and local-memory instructions there are. For
+AMD targets compilation itself is the check.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {'kernel':22}{'tile':>9}{'warps':>6}" + (
+    f"{'regs':>6}{'spill':>7}{'shared':>8}{'HGMMA':>7}{'EX2':>6}{'LDL+STL':>9}"
+)
+
+
+class Case(NamedTuple):
+    """One loss at one size; ``variant`` is "static", "online" (small temperatures), "learnt" (tensor temperatures) or "rows"."""
+
+    loss: str
+    dtype: str
+    D: int
+    N: int
+    variant: str
+
+
+@dataclass
+class Compiled:
+    """What the compiler made of one kernel of one case for one target."""
+
+    target: str
+    case: Case
+    kernel: str
+    tile: str
+    warps: int
+    registers: int | None = None
+    spilled: int | None = None
+    shared: int | None = None
+    instructions: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        counts = [self.registers, self.spilled, self.shared]
+        counts += [self.instructions.get(name) for name in ("HGMMA", "EX2", "LOCAL")]
+        numbers = "".join(
+            f"{'-' if count is None else count:>{width}}"
+            for count, width in zip(counts, (6, 7, 8, 7, 6, 9), strict=True)
+        )
+        loss, dtype, D, N, variant = self.case
+        return (
+            f"{self.target:8}{loss:15}{dtype:10}{D:>5}{N:>7}{variant:>10}  {self.kernel:22}{self.tile:>9}{self.warps:>6}{numbers}"
+        )
+
+
+def cases(full: bool) -> Iterator[Case]:
+    """Every entry of the configuration table for the whole loss, and the other losses and variants at D = 128."""
+    from dogo_fast.kernels import configurations
+
+    dtypes = {2: ("bfloat16", "float16") if full else ("bfloat16",), 4: ("float32",)}
+    for itemsize, width, large in configurations.TABLE:
+        for dtype in dtypes[itemsize]:
+            yield Case("dogo_loss", dtype, width, 4096 if large else 256, "static")
+    yield Case("dogo_loss", "bfloat16", 1024, 4096, "static")
+    variants = ("static", "online", "learnt", "rows") if full else ("online",)
+    for loss, variant in itertools.product(("nt_xent", "similarity_kl", "dogo_loss"), variants):
+        if loss != "dogo_loss" or variant in ("online", "learnt"):
+            yield Case(loss, "bfloat16", 128, 4096, variant)
+
+
+class Launch(NamedTuple):
+    kernel: Any
+    arguments: tuple[Any, ...]
+    switches: dict[str, Any]
+
+
+def launches(case: Case) -> list[Launch]:
+    """The launches of one forward and backward pass, recorded on tensors without memory."""
+    from dogo_fast.ops import launch, library
+
+    recorded: list[Launch] = []
+
+    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
+        recorded.append(Launch(kernel, arguments, switches))
+
+    dtype = getattr(torch, case.dtype)
+    learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
+    number = 0.02 if case.variant == "online" else 0.5
+    product = "ieee"
+    views = [torch.empty(case.N, case.D, dtype=dtype, device="meta") for _ in range(4)]
+    gradient = torch.empty(2 * case.N if case.loss == "nt_xent" else case.N, device="meta")
+    gradient = gradient if case.variant == "rows" else gradient[0]
+    reduction = "none" if case.variant == "rows" else "sum"
+    with mock.patch.object(launch, "run", record):
+        if case.loss == "nt_xent":
+            settings = (learnt, number, reduction, product)
+            saved = library._nt_xent_forward(*views[:2], *settings)[1:]
+            library._nt_xent_backward(gradient, *saved, case.N, case.D, dtype, *settings)
+        elif case.loss == "similarity_kl":
+            settings = (learnt, number, learnt, number / 2, reduction, case.variant == "static", product)
+            saved = library._similarity_kl_forward(*views, *settings)[1:]
+            sizes = (case.N, case.N, case.D, case.D, dtype, dtype)
+            library._similarity_kl_backward(gradient, *saved, *sizes, *settings)
+        else:
+            settings = (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean", product)
+            saved = library._dogo_loss_forward(*views, *settings)[7:]
+            upstream = (gradient, *[None] * 6)
+            library._dogo_loss_backward(*upstream, *saved, case.N, case.D, case.D, dtype, dtype, *settings)
+    return recorded
+
+
+def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
+    """Compile one recorded launch as Triton's own launcher would specialise it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = launch.kernel.arg_names
+    values = dict(zip(names, launch.arguments, strict=False)) | launch.switches
+    options = {key: values.pop(key) for key in ("num_warps", "num_stages") if key in values}
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        kind, aligned = _specialisation(values[parameter.name], parameter.is_constexpr)
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[(index,)] = values[parameter.name]
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=gpu, options=options)
+    tile = f"{values['BLOCK_M']}x{values['BLOCK_N']}" if "BLOCK_M" in values else ""
+    report = Compiled(target, case, launch.kernel.__name__, tile, compiled.metadata.num_warps)
+    report.shared = compiled.metadata.shared
+    if not amd:
+        _read_machine_code(compiled.asm["cubin"], report)
+    return report
+
+
+def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:
+    """(type, whether divisible by 16) of an argument."""
+    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        return "constexpr", False
+    if isinstance(value, torch.Tensor):
+        return pointers[value.dtype], True
+    return ("i32", value % 16 == 0) if isinstance(value, int) else ("fp32", False)
+
+
+def _read_machine_code(cubin: bytes, report: Compiled) -> None:
+    from triton import knobs
+
+    cuobjdump = knobs.nvidia.cuobjdump.path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True)
+        sass = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
+    text = usage.stdout + usage.stderr
+    report.registers = int(re.findall(r"REG:(\d+)", text)[-1])
+    report.spilled = int(re.findall(r"STACK:(\d+)", text)[-1])
+    report.instructions = {
+        "HGMMA": len(re.findall(r"\bHGMMA\b", sass)),
+        "EX2": len(re.findall(r"MUFU\.EX2", sass)),
+        "LOCAL": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+    }
+
+
+def compile_case(case: Case, targets: tuple[str, ...]) -> list[Compiled]:
+    """All kernels of a case for all targets."""
+    recorded = launches(case)
+    return [compile_launch(launch, target, case) for target in targets for launch in recorded]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dogo_fast.compile_report", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--full", action="store_true", help="every dtype and variant, not only those that differ most")
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        sys.exit("the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it")
+    import triton
+
+    lines = [
+        f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}",
+        "registers and spilled bytes are per thread, shared memory in bytes per program, instructions as they stand in the code",
+        HEADER,
+    ]
+    print("\n".join(lines), flush=True)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(compile_case, case, tuple(arguments.targets)) for case in cases(arguments.full)]
+        for job in jobs:
+            for report in job.result():
+                lines.append(str(report))
+                print(report, flush=True)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Launches of the Triton kernels: sizes, buffers, switches. Nothing here reads a value back from the device.
+
+Forward: normalize, statistics, finalize. Backward: gradient and, where a temperature learns, temperature_gradient. Three
+launches and two, whatever N; every other call only allocates.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dogo_fast.kernels import configurations
+from dogo_fast.kernels.configurations import padded_rows, padded_width, row_chunk
+from dogo_fast.kernels.dogo_loss import finalize_kernel, gradient_kernel, statistics_kernel, temperature_gradient_kernel
+from dogo_fast.kernels.normalize import normalize_kernel
+from dogo_fast.ops.backend import interpreting
+
+STATIC_LIMIT = 80.0
+"""2/T up to which exp((c − 1)/T) of any cosine is a normal float32, so that the shift can be the constant 1."""
+
+NORMALIZE_ROWS = 16
+FINALIZE_ROWS = 2048
+INTERPRETED_MULTIPROCESSORS = 4
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Temperature(NamedTuple):
+    """A temperature as the operators carry it: the tensor if there is one, else the number."""
+
+    tensor: Tensor | None
+    number: float
+
+    @property
+    def argument(self) -> Tensor | float:
+        return self.number if self.tensor is None else self.tensor
+
+    @property
+    def static(self) -> bool:
+        """Whether the shift of the exponentials may be the constant 1; a tensor's value is unknown, so it may not."""
+        return self.tensor is None and 2.0 / self.number <= STATIC_LIMIT
+
+
+ABSENT = Temperature(None, 1.0)
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs: normalised rows and row statistics; see kernels/dogo_loss.py."""
+
+    z_1: Tensor
+    z_2: Tensor
+    inverse_norm: Tensor
+    nt: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One loss: its sizes, dtypes, temperatures and switches.
+
+    ``widths`` and ``products`` (the dtypes in which rows are multiplied) have one entry a peer, ``precision`` says how
+    float32 products are made: ieee, tf32x3 or tf32.
+    """
+
+    rows_a: int
+    rows_b: int
+    widths: tuple[int, ...]
+    products: tuple[torch.dtype, ...]
+    precision: str
+    nt: bool
+    kl: bool
+    temperature: Temperature = ABSENT
+    kd_temperatures: tuple[Temperature, Temperature] = (ABSENT, ABSENT)
+    nt_scale: float = 1.0
+    kl_scale: float = 1.0
+    kd_weights: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def peers(self) -> int:
+        return len(self.widths)
+
+    @property
+    def pad_a(self) -> int:
+        return padded_rows(self.rows_a)
+
+    @property
+    def pad_b(self) -> int:
+        return padded_rows(self.rows_b)
+
+    @property
+    def pad(self) -> int:
+        return self.pad_a + self.pad_b
+
+    def chunk(self, peer: int) -> int:
+        return row_chunk(self.widths[peer], self.products[peer].itemsize)
+
+    def padded_width(self, peer: int) -> int:
+        return padded_width(self.widths[peer], self.products[peer].itemsize)
+
+    def tiles(self) -> configurations.Configuration:
+        chunk = max(self.chunk(peer) for peer in range(self.peers))
+        itemsize = max(product.itemsize for product in self.products)
+        return configurations.configuration(chunk, itemsize, max(self.rows_a, self.rows_b))
+
+    def switches(self) -> dict[str, Any]:
+        """Compile-time switches that several kernels share."""
+        first, second = self.kd_temperatures
+        return {
+            "NT": self.nt,
+            "KL": self.kl,
+            "TENSOR_TEMPERATURE": self.temperature.tensor is not None,
+            "TENSOR_KD_TEMPERATURE_1": first.tensor is not None,
+            "TENSOR_KD_TEMPERATURE_2": second.tensor is not None,
+        }
+
+    def statistics_switches(self) -> dict[str, Any]:
+        first, second = self.kd_temperatures
+        return self.switches() | {
+            "NT_STATIC": self.temperature.static,
+            "KL_STATIC": first.static and second.static,
+            "EQUAL_TEMPERATURES": first.number == second.number and first.tensor is second.tensor,
+        }
+
+    def tile_switches(self) -> dict[str, Any]:
+        last = self.peers - 1
+        return self.statistics_switches() | {
+            "WIDTH_1": self.padded_width(0),
+            "WIDTH_2": self.padded_width(last),
+            "BLOCK_D_1": self.chunk(0),
+            "BLOCK_D_2": self.chunk(last),
+            "PRECISION": self.precision,
+            "INTERPRETED": interpreting(),
+        }
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; a small stand-in under the interpreter."""
+    if device.type != "cuda":
+        return INTERPRETED_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
+    """Every launch passes here, where tests and the compile report listen."""
+    kernel[grid](*arguments, **switches)
+
+
+def allocate_saved(problem: Problem, device: torch.device) -> Saved:
+    """Uninitialised buffers; the shapes depend on the problem's sizes and dtypes only."""
+    z = [
+        torch.empty(problem.pad, problem.padded_width(peer), dtype=problem.products[peer], device=device)
+        for peer in range(problem.peers)
+    ]
+    f32 = {"dtype": torch.float32, "device": device}
+    return Saved(
+        z_1=z[0],
+        z_2=z[1] if problem.peers == 2 else torch.empty(0, 0, dtype=problem.products[0], device=device),
+        inverse_norm=torch.empty(problem.peers, problem.pad, **f32),
+        nt=torch.empty((problem.peers, 2, problem.pad) if problem.nt else (0, 2, 0), **f32),
+        kl=torch.empty((2, 3, problem.pad_a) if problem.kl else (0, 3, 0), **f32),
+    )
+
+
+def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | None], rows: Tensor | None) -> Saved:
+    """Write the losses to ``values`` (loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2; None: not wanted) and, unless
+    None, every row's value to ``rows``."""
+    device = peers[0][0].device
+    saved = allocate_saved(problem, device)
+    _normalize(problem, peers, saved)
+    tile = problem.tiles().statistics
+    row_blocks = (problem.pad if problem.nt else problem.pad_a) // tile.rows
+    wanted = problem.rows_a + (problem.rows_b if problem.nt else 0)
+    splits = configurations.column_splits(wanted, problem.rows_b, tile, multiprocessors(device))
+    f32 = {"dtype": torch.float32, "device": device}
+    nt_partial = torch.empty(problem.peers, 3, splits, problem.pad, **f32) if problem.nt else None
+    kl_partial = torch.empty(2, 3, splits, problem.pad_a, **f32) if problem.kl else None
+    first, second = problem.kd_temperatures
+    temperatures = (problem.temperature.argument, first.argument, second.argument)
+    run(
+        statistics_kernel, (row_blocks, splits),
+        saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_b, problem.pad_a, problem.pad_b,
+        **problem.tile_switches(), BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    run(
+        finalize_kernel, (1,),
+        nt_partial, kl_partial, saved.nt, saved.kl, rows, *values, *temperatures,
+        problem.rows_a, problem.pad_a, problem.pad_b, problem.nt_scale, problem.kl_scale, *problem.kd_weights,
+        **problem.statistics_switches(), SPLITS=splits, BLOCK=min(FINALIZE_ROWS, problem.pad), num_warps=8,
+    )  # fmt: skip
+    return saved
+
+
+def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
+    (a_1, b_1), (a_2, b_2) = peers[0], peers[-1]
+    last = problem.peers - 1
+    run(
+        normalize_kernel, (problem.pad // NORMALIZE_ROWS, problem.peers),
+        a_1, b_1, saved.z_1, a_2, b_2, saved.z_2, saved.inverse_norm,
+        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
+        *a_1.stride(), *b_1.stride(), *a_2.stride(), *b_2.stride(),
+        problem.widths[0], problem.widths[last],
+        WIDTH_1=problem.padded_width(0), WIDTH_2=problem.padded_width(last),
+        BLOCK_D_1=problem.chunk(0), BLOCK_D_2=problem.chunk(last),
+        BLOCK_ROWS=NORMALIZE_ROWS, PEERS=problem.peers, INTERPRETED=interpreting(), num_warps=4,
+    )  # fmt: skip
+
+
+class Gradients(NamedTuple):
+    """Gradients of the inputs (view a and b of each peer that gets one) and of the temperatures that are tensors."""
+
+    views: tuple[Tensor, ...]
+    temperature: Tensor | None
+    kd_temperatures: tuple[Tensor | None, Tensor | None]
+
+
+def allocate_gradients(
+    problem: Problem, saved: Saved, dtypes: tuple[torch.dtype, ...], peer_2: str, temperatures_learn: bool
+) -> Gradients:
+    """Uninitialised gradients. A kd temperature that both peers share has one gradient, the first."""
+    device = saved.z_1.device
+    owned = 1 if peer_2 == "none" else 2
+    views = tuple(
+        torch.empty(rows, problem.widths[peer], dtype=dtypes[peer], device=device)
+        for peer in range(owned)
+        for rows in (problem.rows_a, problem.rows_b)
+    )
+    wanted = (problem.nt, problem.kl, problem.kl and peer_2 == "teacher")
+    scalars = [
+        torch.empty((), dtype=torch.float32, device=device) if temperatures_learn and asked else None
+        for asked in wanted
+    ]
+    return Gradients(views, scalars[0], (scalars[1], scalars[2]))
+
+
+def backward(
+    problem: Problem,
+    saved: Saved,
+    upstream: list[Tensor | None],
+    factor: Tensor | None,
+    dtypes: tuple[torch.dtype, ...],
+    peer_2: str,
+    temperatures_learn: bool,
+) -> Gradients:
+    """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows (``factor``).
+
+    ``dtypes``: of each peer's inputs; ``peer_2``: "student", "teacher" or "none", what the second peer is differentiated as.
+    """
+    gradients = allocate_gradients(problem, saved, dtypes, peer_2, temperatures_learn)
+    device = saved.z_1.device
+    owned = len(gradients.views) // 2
+    f32 = {"dtype": torch.float32, "device": device}
+    scratch = [
+        torch.empty(problem.pad, problem.padded_width(peer), **f32)
+        if problem.padded_width(peer) > problem.chunk(peer)
+        else None
+        for peer in range(owned)
+    ]
+    inner = torch.empty(owned, 2, problem.pad, **f32) if temperatures_learn else None
+    first, second = problem.kd_temperatures
+    temperatures = (problem.temperature.argument, first.argument, second.argument)
+    tile = problem.tiles().gradient
+    absent = (None, None)
+    run(
+        gradient_kernel, (problem.pad // tile.rows, owned),
+        saved.z_1, saved.z_2, saved.inverse_norm, *(gradients.views + absent)[:4], *(*scratch, None)[:2], inner,
+        saved.nt, saved.kl, factor, *upstream, *temperatures,
+        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
+        problem.nt_scale, problem.kl_scale, *problem.kd_weights,
+        **problem.tile_switches(), PEER_2=peer_2, PER_ROW=factor is not None, TEMPERATURE_GRADIENT=temperatures_learn,
+        BLOCK_M=tile.rows, BLOCK_N=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    if temperatures_learn:
+        run(
+        temperature_gradient_kernel, (1,),
+            inner, gradients.temperature, *gradients.kd_temperatures, *temperatures, problem.pad_a, problem.pad_b,
+            **problem.switches(), PEER_2=peer_2, BLOCK=min(FINALIZE_ROWS, problem.pad), num_warps=8,
+        )  # fmt: skip
+    return gradients

@@ -1,0 +1,415 @@
+"""torch.library operators: schemas, implementations by Triton, fake kernels, autograd.
+
+A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number. ``product`` says how
+rows are multiplied: ``"ieee"``, ``"tf32x3"`` or ``"tf32"`` for float32 inputs, or ``"bfloat16"`` or ``"float16"`` under autocast;
+16-bit inputs are always multiplied as they are. Besides their values the operators return what their backward reads.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dogo_fast.reference import DoGoLossOutput
+
+if TYPE_CHECKING:
+    from dogo_fast.ops.launch import Problem, Temperature
+
+Pair = tuple[Tensor, Tensor]
+
+_library = torch.library.Library("dogo_fast", "DEF")
+_SAVED = "Tensor z_1, Tensor z_2, Tensor inverse_norm, Tensor nt, Tensor kl"
+_NT_XENT = "Tensor? temperature_tensor, float temperature, str reduction, str product"
+_KL = (
+    "Tensor? temperature_tensor, float temperature, Tensor? teacher_temperature_tensor, float teacher_temperature, "
+    "str reduction, bool detach_teacher, str product"
+)
+_DOGO = (
+    "Tensor? temperature_tensor, float temperature, Tensor? kd_temperature_tensor, float kd_temperature, "
+    "float kd_weight_1, float kd_weight_2, str kl_reduction, str product"
+)
+_VALUES = ", ".join(f"Tensor {name}" for name in DoGoLossOutput._fields)
+_UPSTREAM = ", ".join(f"Tensor? {name}" for name in DoGoLossOutput._fields)
+
+_library.define(f"nt_xent(Tensor a, Tensor b, {_NT_XENT}) -> (Tensor value, {_SAVED})")
+_library.define(
+    f"nt_xent_backward(Tensor gradient, {_SAVED}, SymInt N, SymInt D, ScalarType dtype, {_NT_XENT}) "
+    "-> (Tensor a, Tensor b, Tensor temperature)"
+)
+_library.define(
+    "similarity_kl(Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys, "
+    f"{_KL}) -> (Tensor value, {_SAVED})"
+)
+_library.define(
+    f"similarity_kl_backward(Tensor gradient, {_SAVED}, SymInt R, SymInt C, SymInt D, SymInt D_teacher, ScalarType dtype, "
+    f"ScalarType dtype_teacher, {_KL}) -> (Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys, "
+    "Tensor temperature, Tensor teacher_temperature)"
+)
+_library.define(f"dogo_loss(Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, {_DOGO}) -> ({_VALUES}, {_SAVED})")
+_library.define(
+    f"dogo_loss_backward({_UPSTREAM}, {_SAVED}, SymInt N, SymInt D_1, SymInt D_2, ScalarType dtype_1, ScalarType dtype_2, "
+    f"{_DOGO}) -> (Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, Tensor temperature, Tensor kd_temperature)"
+)
+
+
+# ------------------------------------------------------------------------------------------ what functional calls
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor, reduction: str) -> Tensor:
+    """``functional.nt_xent`` by the operator; arguments are checked already."""
+    value: Tensor = torch.ops.dogo_fast.nt_xent(a, b, *_split(temperature), reduction, _product(a))[0]
+    return value
+
+
+def similarity_kl(
+    student: Pair,
+    teacher: Pair,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor | None,
+    reduction: str,
+    detach_teacher: bool,
+) -> Tensor:
+    """``functional.similarity_kl`` by the operator; arguments are checked already."""
+    teachers = _split(temperature if teacher_temperature is None else teacher_temperature)
+    value: Tensor = torch.ops.dogo_fast.similarity_kl(
+        *student, *teacher, *_split(temperature), *teachers, reduction, detach_teacher, _product(student[0])
+    )[0]
+    return value
+
+
+def dogo_loss(
+    peer_1: Pair,
+    peer_2: Pair,
+    temperature: float | Tensor,
+    kd_temperature: float | Tensor,
+    kd_weights: tuple[float, float],
+    kl_reduction: str,
+) -> DoGoLossOutput:
+    """``functional.dogo_loss`` by the operator; arguments are checked already."""
+    outputs = torch.ops.dogo_fast.dogo_loss(
+        *peer_1,
+        *peer_2,
+        *_split(temperature),
+        *_split(kd_temperature),
+        *kd_weights,
+        kl_reduction,
+        _product(peer_1[0]),
+    )
+    return DoGoLossOutput(*outputs[: len(DoGoLossOutput._fields)])
+
+
+def _split(temperature: float | Tensor) -> tuple[Tensor | None, float]:
+    return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
+
+
+def _product(tensor: Tensor) -> str:
+    """How float32 rows are to be multiplied here and now: as autocast says, else as torch.set_float32_matmul_precision."""
+    if torch.is_autocast_enabled(tensor.device.type):
+        return str(torch.get_autocast_dtype(tensor.device.type)).removeprefix("torch.")
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+# ------------------------------------------------------------------------------------------------ implementations
+
+
+def _temperature(tensor: Tensor | None, number: float) -> "Temperature":
+    from dogo_fast.ops.launch import Temperature
+
+    return Temperature(tensor, number)
+
+
+def _problem(rows: tuple[int, int], inputs: list[tuple[int, torch.dtype]], product: str, **settings: Any) -> "Problem":
+    """``inputs``: width and dtype of each peer."""
+    from dogo_fast.ops.launch import Problem
+
+    narrow = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(product)
+    return Problem(
+        *rows,
+        widths=tuple(width for width, _ in inputs),
+        products=tuple((narrow or dtype) if dtype == torch.float32 else dtype for _, dtype in inputs),
+        precision="ieee" if narrow else product,
+        **settings,
+    )
+
+
+def _nt_xent_problem(
+    N: int, D: int, dtype: torch.dtype, tensor: Tensor | None, number: float, reduction: str, product: str
+) -> "Problem":
+    return _problem(
+        (N, N),
+        [(D, dtype)],
+        product,
+        nt=True,
+        kl=False,
+        temperature=_temperature(tensor, number),
+        nt_scale=1.0 / (2 * N) if reduction == "mean" else 1.0,
+    )
+
+
+def _kl_scale(reduction: str, R: int, C: int) -> float:
+    return {"batchmean": 1.0 / R, "mean": 1.0 / (R * C), "sum": 1.0, "none": 1.0}[reduction]
+
+
+def _kl_problem(
+    R: int,
+    C: int,
+    inputs: list[tuple[int, torch.dtype]],
+    tensor: Tensor | None,
+    number: float,
+    teacher_tensor: Tensor | None,
+    teacher_number: float,
+    reduction: str,
+    _detach_teacher: bool,
+    product: str,
+) -> "Problem":
+    return _problem(
+        (R, C),
+        inputs,
+        product,
+        nt=False,
+        kl=True,
+        kd_temperatures=(_temperature(tensor, number), _temperature(teacher_tensor, teacher_number)),
+        kl_scale=_kl_scale(reduction, R, C),
+        kd_weights=(1.0, 1.0),
+    )
+
+
+def _dogo_problem(
+    N: int,
+    inputs: list[tuple[int, torch.dtype]],
+    tensor: Tensor | None,
+    number: float,
+    kd_tensor: Tensor | None,
+    kd_number: float,
+    kd_weight_1: float,
+    kd_weight_2: float,
+    kl_reduction: str,
+    product: str,
+) -> "Problem":
+    kd_temperature = _temperature(kd_tensor, kd_number)
+    return _problem(
+        (N, N),
+        inputs,
+        product,
+        nt=True,
+        kl=True,
+        temperature=_temperature(tensor, number),
+        kd_temperatures=(kd_temperature, kd_temperature),
+        nt_scale=1.0 / (2 * N),
+        kl_scale=_kl_scale(kl_reduction, N, N),
+        kd_weights=(kd_weight_1, kd_weight_2),
+    )
+
+
+def _scalar(like: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.float32, device=like.device)
+
+
+def _value(like: Tensor, rows: int, reduction: str) -> Tensor:
+    return torch.empty(rows, dtype=torch.float32, device=like.device) if reduction == "none" else _scalar(like)
+
+
+def _given(value: Tensor | None, like: Tensor) -> Tensor:
+    """Operators return tensors only: an empty one stands for a gradient that nobody asked for."""
+    return torch.empty(0, dtype=torch.float32, device=like.device) if value is None else value
+
+
+def _nt_xent_forward(a: Tensor, b: Tensor, *settings: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    from dogo_fast.ops import launch
+
+    *_, reduction, _product = settings
+    problem = _nt_xent_problem(*a.shape, a.dtype, *settings)
+    value = _value(a, 2 * a.shape[0], reduction)
+    if fake:
+        return value, *launch.allocate_saved(problem, a.device)
+    rows, total = (value, _scalar(a)) if reduction == "none" else (None, value)
+    return value, *launch.forward(problem, ((a, b),), [None, None, None, total, None, None, None], rows)
+
+
+def _nt_xent_backward(gradient: Tensor, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    from dogo_fast.ops import launch
+
+    saved = launch.Saved(*arguments[:5])
+    N, D, dtype, *settings = arguments[5:]
+    problem = _nt_xent_problem(N, D, dtype, *settings)
+    learns = problem.temperature.tensor is not None
+    if fake:
+        gradients = launch.allocate_gradients(problem, saved, (dtype,), "none", learns)
+    else:
+        upstream, factor = _rows_or_total(gradient, 3)
+        gradients = launch.backward(problem, saved, upstream, factor, (dtype,), "none", learns)
+    return *gradients.views, _given(gradients.temperature, saved.z_1)
+
+
+def _similarity_kl_forward(
+    queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: Tensor, *settings: Any, fake: bool = False
+) -> tuple[Tensor, ...]:
+    from dogo_fast.ops import launch
+
+    R, C = queries.shape[0], keys.shape[0]
+    *_, reduction, _detach, _product = settings
+    inputs = [(queries.shape[1], queries.dtype), (teacher_queries.shape[1], teacher_queries.dtype)]
+    problem = _kl_problem(R, C, inputs, *settings)
+    value = _value(queries, R, reduction)
+    if fake:
+        return value, *launch.allocate_saved(problem, queries.device)
+    rows, total = (value, _scalar(queries)) if reduction == "none" else (None, value)
+    pairs = ((queries, keys), (teacher_queries, teacher_keys))
+    return value, *launch.forward(problem, pairs, [None, None, None, None, None, total, None], rows)
+
+
+def _similarity_kl_backward(gradient: Tensor, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    from dogo_fast.ops import launch
+
+    saved = launch.Saved(*arguments[:5])
+    R, C, D, D_teacher, dtype, dtype_teacher, *settings = arguments[5:]
+    detach_teacher = settings[-2]
+    problem = _kl_problem(R, C, [(D, dtype), (D_teacher, dtype_teacher)], *settings)
+    peer_2 = "none" if detach_teacher else "teacher"
+    learns = any(temperature.tensor is not None for temperature in problem.kd_temperatures)
+    if fake:
+        gradients = launch.allocate_gradients(problem, saved, (dtype, dtype_teacher), peer_2, learns)
+    else:
+        upstream, factor = _rows_or_total(gradient, 5)
+        gradients = launch.backward(problem, saved, upstream, factor, (dtype, dtype_teacher), peer_2, learns)
+    views = [*gradients.views, None, None][:4]
+    return tuple(_given(gradient, saved.z_1) for gradient in (*views, *gradients.kd_temperatures))
+
+
+def _dogo_loss_forward(
+    a_1: Tensor, b_1: Tensor, a_2: Tensor, b_2: Tensor, *settings: Any, fake: bool = False
+) -> tuple[Tensor, ...]:
+    from dogo_fast.ops import launch
+
+    problem = _dogo_problem(a_1.shape[0], [(a_1.shape[1], a_1.dtype), (a_2.shape[1], a_2.dtype)], *settings)
+    values = [_scalar(a_1) for _ in DoGoLossOutput._fields]
+    if fake:
+        return *values, *launch.allocate_saved(problem, a_1.device)
+    return *values, *launch.forward(problem, ((a_1, b_1), (a_2, b_2)), values, None)
+
+
+def _dogo_loss_backward(*arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    from dogo_fast.ops import launch
+
+    upstream, saved = arguments[:7], launch.Saved(*arguments[7:12])
+    N, D_1, D_2, dtype_1, dtype_2, *settings = arguments[12:]
+    problem = _dogo_problem(N, [(D_1, dtype_1), (D_2, dtype_2)], *settings)
+    learns = problem.temperature.tensor is not None or problem.kd_temperatures[0].tensor is not None
+    if fake:
+        gradients = launch.allocate_gradients(problem, saved, (dtype_1, dtype_2), "student", learns)
+    else:
+        gradients = launch.backward(problem, saved, list(upstream), None, (dtype_1, dtype_2), "student", learns)
+    temperatures = (gradients.temperature, gradients.kd_temperatures[0])
+    return *gradients.views, *(_given(gradient, saved.z_1) for gradient in temperatures)
+
+
+def _rows_or_total(gradient: Tensor, output: int) -> tuple[list[Tensor | None], Tensor | None]:
+    """The upstream gradient as that of the given 0-d output, or as the factors of rows."""
+    upstream: list[Tensor | None] = [None] * 7
+    if gradient.dim() == 1:
+        return upstream, gradient.contiguous()
+    upstream[output] = gradient
+    return upstream, None
+
+
+# ----------------------------------------------------------------------------------------------------- autograd
+
+
+def _setup_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    a, _b, tensor, *settings = inputs
+    _save(ctx, output, 1, tensor)
+    ctx.arguments = (*a.shape, a.dtype)
+    ctx.settings = settings
+
+
+def _differentiate_nt_xent(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 6
+    *saved, tensor = ctx.saved_tensors
+    a, b, temperature = torch.ops.dogo_fast.nt_xent_backward(gradient, *saved, *ctx.arguments, tensor, *ctx.settings)
+    return a, b, _like(temperature, tensor), None, None, None
+
+
+def _setup_similarity_kl(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    queries, keys, teacher, _teacher_keys, tensor, number, teacher_tensor, *settings = inputs
+    _save(ctx, output, 1, tensor, teacher_tensor)
+    sizes = (queries.shape[0], keys.shape[0], queries.shape[1], teacher.shape[1])
+    ctx.arguments = (*sizes, queries.dtype, teacher.dtype)
+    ctx.settings = (number, settings)
+    ctx.teacher_learns = not settings[2]
+
+
+def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 11
+    *saved, tensor, teacher_tensor = ctx.saved_tensors
+    number, settings = ctx.settings
+    *views, temperature, teacher_temperature = torch.ops.dogo_fast.similarity_kl_backward(
+        gradient, *saved, *ctx.arguments, tensor, number, teacher_tensor, *settings
+    )
+    if not ctx.teacher_learns:
+        views[2:], teacher_tensor = [None, None], None
+    temperatures = (_like(temperature, tensor), None, _like(teacher_temperature, teacher_tensor), None)
+    return *views, *temperatures, None, None, None
+
+
+def _setup_dogo_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    a_1, _b_1, a_2, _b_2, tensor, number, kd_tensor, *settings = inputs
+    _save(ctx, output, len(DoGoLossOutput._fields), tensor, kd_tensor)
+    ctx.arguments = (a_1.shape[0], a_1.shape[1], a_2.shape[1], a_1.dtype, a_2.dtype)
+    ctx.settings = (number, settings)
+
+
+def _differentiate_dogo_loss(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    *saved, tensor, kd_tensor = ctx.saved_tensors
+    number, settings = ctx.settings
+    upstream = gradients[: len(DoGoLossOutput._fields)]
+    *views, temperature, kd_temperature = torch.ops.dogo_fast.dogo_loss_backward(
+        *upstream, *saved, *ctx.arguments, tensor, number, kd_tensor, *settings
+    )
+    return *views, _like(temperature, tensor), None, _like(kd_temperature, kd_tensor), None, None, None, None, None
+
+
+def _save(ctx: Any, output: tuple[Tensor, ...], values: int, *temperatures: Tensor | None) -> None:
+    """Keep what the backward reads; it has no gradient of its own, and absent upstream gradients stay absent."""
+    saved = output[values:]
+    ctx.save_for_backward(*saved, *temperatures)
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+
+
+def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
+    """The gradient of a temperature in its own dtype, or None for a number."""
+    return None if tensor is None else gradient.to(tensor.dtype)
+
+
+def _refuse_second_derivative(name: str) -> Any:
+    def refuse(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"dogo_fast.{name} has no second derivative with backend='triton': differentiate it with "
+            "backend='reference', or do not ask for create_graph=True"
+        )
+
+    return refuse
+
+
+# ------------------------------------------------------------------------------------------------- registration
+
+
+def _register(name: str, forward: Any, backward: Any, setup_context: Any, differentiate: Any) -> None:
+    for operator, function in ((name, forward), (f"{name}_backward", backward)):
+        for key in ("CUDA", "CPU"):
+            _library.impl(operator, function, key)
+        torch.library.register_fake(f"dogo_fast::{operator}", functools.partial(function, fake=True), lib=_library)
+    torch.library.register_autograd(
+        f"dogo_fast::{name}", differentiate, setup_context=setup_context, lib=_library
+    )
+    torch.library.register_autograd(f"dogo_fast::{name}_backward", _refuse_second_derivative(name), lib=_library)
+
+
+_register("nt_xent", _nt_xent_forward, _nt_xent_backward, _setup_nt_xent, _differentiate_nt_xent)
+_register(
+    "similarity_kl", _similarity_kl_forward, _similarity_kl_backward, _setup_similarity_kl, _differentiate_similarity_kl
+)
+_register("dogo_loss", _dogo_loss_forward, _dogo_loss_backward, _setup_dogo_loss, _differentiate_dogo_loss)

@@ -1,0 +1,74 @@
+"""Tile configurations: a fixed table, so that nothing is tuned (or synchronised) while a CUDA graph is captured.
+
+Every entry compiles for sm_80, sm_90, sm_100 and gfx942 without spilling on sm_90 (``python -m dogo_fast.compile_report``
+prints registers, spills and instruction counts). They were chosen from those reports; none has been timed on a GPU yet.
+"""
+
+from typing import NamedTuple
+
+ROW_MULTIPLE = 128
+"""Views are padded to a multiple of this many rows, which every block size divides."""
+
+
+class Tile(NamedTuple):
+    """BLOCK_M rows owned by a program, BLOCK_N keys a step, and how Triton runs it."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+class Configuration(NamedTuple):
+    """The tiles of the two kernels that see every pair of rows."""
+
+    statistics: Tile
+    gradient: Tile
+
+
+# (bytes a number, widest row chunk, large batch) -> tiles
+TABLE = {
+    (2, 64, False): Configuration(Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    (2, 64, True): Configuration(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    (2, 128, False): Configuration(Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    (2, 128, True): Configuration(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
+    (2, 256, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (2, 256, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    (4, 64, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 64, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (4, 128, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 128, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+}
+
+LARGE_BATCH = 2048
+"""Rows in a view from which the tiles are sized for throughput; below, for having enough programs."""
+
+
+def padded_rows(rows: int) -> int:
+    """Rows of a view in the padded buffer."""
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def row_chunk(D: int, itemsize: int) -> int:
+    """BLOCK_D: columns of a row held at once, a power of two from 16 to 256 (two bytes a number) or 128 (four)."""
+    widest = 256 if itemsize == 2 else 128
+    whole = max(16, 1 << (D - 1).bit_length())
+    return whole if whole <= widest else 128
+
+
+def padded_width(D: int, itemsize: int) -> int:
+    """WIDTH: columns of a row in the padded buffer, a multiple of its chunk."""
+    chunk = row_chunk(D, itemsize)
+    return -(-D // chunk) * chunk
+
+
+def configuration(chunk: int, itemsize: int, rows: int) -> Configuration:
+    """The tiles for rows in chunks of ``chunk`` columns (the wider peer's) and ``rows`` rows in the larger view."""
+    bucket = min(size for bytes_each, size, _ in TABLE if bytes_each == itemsize and size >= chunk)
+    return TABLE[itemsize, bucket, rows >= LARGE_BATCH]
+
+
+def column_splits(rows: int, keys: int, tile: Tile, multiprocessors: int) -> int:
+    """Column ranges a row block's keys are split into, so that small batches still occupy the device."""
+    blocks = -(-rows // tile.rows)
+    return max(1, min(2 * multiprocessors // max(blocks, 1), -(-keys // tile.keys), 16))

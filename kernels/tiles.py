@@ -1,0 +1,70 @@
+"""Building blocks shared by the kernels: tiles of normalised rows, their cosines, temperatures.
+
+Rows live in one padded buffer a peer, [pad_a + pad_b, WIDTH] in the product dtype: view a (or queries) from row 0, view b
+(or keys) from row pad_a. Padding rows and columns are zero, so tiles are loaded without masks, and a padded row adds
+exact zeros to every product.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_temperature(temperature, IS_TENSOR: tl.constexpr):
+    """A temperature given as a number or as a pointer to a 0-d tensor; NaN where it is not above 0."""
+    value = temperature
+    if IS_TENSOR:
+        value = tl.load(temperature)
+    value = value.to(tl.float32)
+    return tl.where(value > 0.0, value, float("nan"))
+
+
+@triton.jit
+def narrow(b_x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """float32 to DTYPE, to nearest even. Triton's interpreter cuts bfloat16 off instead: there, round the bits first."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        b_bits = b_x.to(tl.int32, bitcast=True)
+        b_bits = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & -65536
+        b_x = b_bits.to(tl.float32, bitcast=True)
+    return b_x.to(DTYPE)
+
+
+@triton.jit
+def dot(b_x, b_y, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """x @ y with float32 sums. Triton's interpreter multiplies bfloat16 as raw integers: widen first (exact)."""
+    if INTERPRETED:
+        b_x = b_x.to(tl.float32)
+        b_y = b_y.to(tl.float32)
+    return tl.dot(b_x, b_y, input_precision=PRECISION)
+
+
+@triton.jit
+def load_tile(p_rows, i_rows, i_column, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Columns i_column .. i_column + BLOCK_D of the given rows: [rows, BLOCK_D]. 64-bit offsets: rows × WIDTH may pass 2³¹."""
+    i_columns = i_column + tl.arange(0, BLOCK_D)
+    return tl.load(p_rows + i_rows.to(tl.int64)[:, None] * WIDTH + i_columns[None, :])
+
+
+@triton.jit
+def cosines(
+    b_x,
+    b_y,
+    p_rows,
+    i_rows,
+    i_keys,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Cosines of two row blocks, [rows, keys], given their first chunks b_x, b_y; later chunks are loaded here."""
+    b_s = dot(b_x, tl.trans(b_y), PRECISION, INTERPRETED)
+    if WIDTH > BLOCK_D:
+        for i_column in range(BLOCK_D, WIDTH, BLOCK_D):
+            b_x_chunk = load_tile(p_rows, i_rows, i_column, WIDTH, BLOCK_D)
+            b_y_chunk = load_tile(p_rows, i_keys, i_column, WIDTH, BLOCK_D)
+            b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, INTERPRETED)
+    return b_s
