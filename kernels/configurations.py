@@ -28,11 +28,11 @@ class Configuration(NamedTuple):
 
 # (bytes a number, widest row chunk, large batch) -> tiles
 TABLE = {
-    (2, 64, False): Configuration(Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    (2, 64, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     (2, 64, True): Configuration(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-    (2, 128, False): Configuration(Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    (2, 128, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     (2, 128, True): Configuration(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
-    (2, 256, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (2, 256, False): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     (2, 256, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     (4, 64, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (4, 64, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
@@ -68,7 +68,6 @@ def configuration(chunk: int, itemsize: int, rows: int) -> Configuration:
     return TABLE[itemsize, bucket, rows >= LARGE_BATCH]
 
 
-def column_splits(rows: int, keys: int, tile: Tile, multiprocessors: int) -> int:
+def column_splits(row_blocks: int, keys: int, tile: Tile, multiprocessors: int) -> int:
     """Column ranges a row block's keys are split into, so that small batches still occupy the device."""
-    blocks = -(-rows // tile.rows)
-    return max(1, min(2 * multiprocessors // max(blocks, 1), -(-keys // tile.keys), 16))
+    return max(1, min(2 * multiprocessors // row_blocks, -(-keys // tile.keys), 16))

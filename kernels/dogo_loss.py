@@ -3,7 +3,7 @@
 Equations. Peer p has normalised rows ẑ = [â; b̂] (normalize.py), M = 2N of them for NT-Xent, R queries and C keys for the
 KL; s_ij = ⟨ẑ_i, ẑ_j⟩, c_ij = ⟨â_i, b̂_j⟩; everything in float32, exponentials in base 2 (x₂ = x · log₂ e).
 
-    NT-Xent     l_i = Σ_{j≠i} exp((s_ij − m_i)/τ)                 nt_i = log l_i + (m_i − s_{i,pos(i)})/τ
+    NT-Xent     r_i = Σ_{j≠i,pos(i)} exp((s_ij − m_i)/τ)          nt_i = log(1 + r_i exp((m_i − s_{i,pos(i)})/τ))
     KL          E_p,i = Σ_j exp((c_p,ij − m_p,i)/T_p)             Δ_ij = (c_1,ij − 1)/T_1 − (c_2,ij − 1)/T_2
                 X_2,i = Σ_j exp((c_2,ij − m_2,i)/T_2) Δ_ij        X_1,i = Σ_j exp((c_1,ij − m_1,i)/T_1) Δ_ij
                 KL(P₂ ‖ P₁)_i =  (m_1 − 1)/T_1 − (m_2 − 1)/T_2 + log(E_1/E_2) − X_2/E_2
@@ -18,15 +18,16 @@ Gradients with respect to cosines, g the upstream gradient times the reduction's
 
     NT-Xent            w_ij = g/τ · exp((s_ij − 1)/τ) (1/l_i + 1/l_j)     one exponential an element: S is symmetric
                        (online: exp((s_ij − m_i)/τ)/l_i + exp((s_ij − m_j)/τ)/l_j)
-    positives          dẑ_i −= 2 g/τ · ẑ_pos(i)                           outside the loop, N × D work
+    positives          w_i,pos(i) = −g/τ · (q_i + q_pos(i))               outside the loop, N × D work
+                       with l the sum that includes the positive and q = 1 − p_i,pos(i) = r/l: no difference of numbers near 1
     KL, student        w_ij = g/T_s · (P_s − P_t)_ij
     KL, teacher        w_ij = g/T_t · P_t,ij (Δ'_ij − Σ_k P_t,ik Δ'_ik)   Δ' = x_t − x_s; only when asked
     rows               dẑ_i = Σ_j w_ij ẑ_j,   dz_i = (dẑ_i − ⟨dẑ_i, ẑ_i⟩ ẑ_i)/‖z_i‖
     temperatures       the loss depends on cosine/temperature only, so by Euler's rule dL/dτ = −1/(2τ) Σ_i ⟨dẑ_i, ẑ_i⟩ over all
                        rows for NT-Xent, and dL/dT = −1/T Σ_i ⟨dẑ_i, ẑ_i⟩ over the queries for the KL.
 
-Saved statistics (float32): nt [PEERS, (l, m), pad_a + pad_b] and kl [2, (E, X, m), pad_a], padding rows (1, 1) and (1, 0, 1).
-The statistics kernel writes them a column split at a time, nt_partial [PEERS, (l, m, s_pos), SPLITS, pad_a + pad_b] and
+Saved statistics (float32): nt [PEERS, (l, m, q), pad_a + pad_b] and kl [2, (E, X, m), pad_a], finite in padding rows.
+The statistics kernel writes them a column split at a time, nt_partial [PEERS, (r, m, s_pos), SPLITS, pad_a + pad_b] and
 kl_partial [2, (E, X, m), SPLITS, pad_a], and the finalize kernel merges the splits; m is not read back when STATIC.
 
 Memory: the normalised rows in the product dtype, the statistics, float32 gradients of rows wider than BLOCK_D. Nothing of size N × N; no atomics: every row, forward and backward, has one owner and one
@@ -118,8 +119,8 @@ def _nt_over_keys(
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Row sums of one peer over keys start .. stop of one view; in its own view a row leaves itself out, in the other it
-    meets its positive. row_start counts within the rows' view, which begins at base_rows of the buffer. Masks cost
+    """Row sums of one peer over keys start .. stop of one view; in its own view a row leaves itself out, in the other its
+    positive, whose cosine is returned. row_start counts within the rows' view, which begins at base_rows of the buffer. Masks cost
     nothing in the tiles, nearly all, that are neither on the diagonal nor at the ragged end."""
     i_rows = row_start + tl.arange(0, BLOCK_M)
     for i_start in range(start, stop, BLOCK_N):
@@ -129,10 +130,9 @@ def _nt_over_keys(
         on_diagonal = (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N)
         if on_diagonal:
             m_diagonal = i_rows[:, None] == i_keys[None, :]
-            if SAME_VIEW:
-                b_s = tl.where(m_diagonal, float("-inf"), b_s)
-            else:
+            if not SAME_VIEW:
                 b_positive += tl.sum(tl.where(m_diagonal, b_s, 0.0), 1)
+            b_s = tl.where(m_diagonal, float("-inf"), b_s)
         if i_start + BLOCK_N > keys:
             b_s = tl.where((i_keys < keys)[None, :], b_s, float("-inf"))
         b_sum, b_max = _add_to_row_sum(b_s, b_sum, b_max, rate, STATIC)
@@ -188,19 +188,21 @@ def _joint_over_keys(
         b_y_2 = load_tile(p_z_2, i_buffer, 0, WIDTH_2, BLOCK_D_2)
         b_c_2 = cosines(b_x_2, b_y_2, p_z_2, i_rows, i_buffer, WIDTH_2, BLOCK_D_2, PRECISION, INTERPRETED)
         b_delta = _delta(b_c_1, b_c_2, rate_1, rate_2, EQUAL_TEMPERATURES)
-        if NT:
-            on_diagonal = (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N)
-            if on_diagonal:
-                m_diagonal = i_rows[:, None] == i_keys[None, :]
-                b_positive_1 += tl.sum(tl.where(m_diagonal, b_c_1, 0.0), 1)
-                b_positive_2 += tl.sum(tl.where(m_diagonal, b_c_2, 0.0), 1)
         if i_start + BLOCK_N > keys:
             m_keys = (i_keys < keys)[None, :]
             b_c_1 = tl.where(m_keys, b_c_1, float("-inf"))
             b_c_2 = tl.where(m_keys, b_c_2, float("-inf"))
         if NT:
-            b_sum_1, b_max_1 = _add_to_row_sum(b_c_1, b_sum_1, b_max_1, nt_rate, NT_STATIC)
-            b_sum_2, b_max_2 = _add_to_row_sum(b_c_2, b_sum_2, b_max_2, nt_rate, NT_STATIC)
+            b_s_1 = b_c_1
+            b_s_2 = b_c_2
+            if (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N):
+                m_diagonal = i_rows[:, None] == i_keys[None, :]
+                b_positive_1 += tl.sum(tl.where(m_diagonal, b_c_1, 0.0), 1)
+                b_positive_2 += tl.sum(tl.where(m_diagonal, b_c_2, 0.0), 1)
+                b_s_1 = tl.where(m_diagonal, float("-inf"), b_c_1)
+                b_s_2 = tl.where(m_diagonal, float("-inf"), b_c_2)
+            b_sum_1, b_max_1 = _add_to_row_sum(b_s_1, b_sum_1, b_max_1, nt_rate, NT_STATIC)
+            b_sum_2, b_max_2 = _add_to_row_sum(b_s_2, b_sum_2, b_max_2, nt_rate, NT_STATIC)
         b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2 = _add_to_kl_sums(
             b_c_1, b_c_2, b_delta, b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2, rate_1, rate_2, KL_STATIC
         )
@@ -322,6 +324,7 @@ def statistics_kernel(
     temperature,
     kd_temperature_1,
     kd_temperature_2,
+    rows_a,
     rows_b,
     pad_a,
     pad_b,
@@ -348,9 +351,10 @@ def statistics_kernel(
     A program owns BLOCK_M rows of one view and walks its split of the keys, rows_b in each view (NT-Xent is square).
     """
     i_split = tl.program_id(1)
-    in_b = tl.program_id(0) * BLOCK_M >= pad_a
+    blocks_a = tl.cdiv(rows_a, BLOCK_M)
+    in_b = tl.program_id(0) >= blocks_a
     base_rows = tl.where(in_b, pad_a, 0)
-    row_start = tl.program_id(0) * BLOCK_M - base_rows
+    row_start = (tl.program_id(0) - tl.where(in_b, blocks_a, 0)) * BLOCK_M
     per_split = tl.cdiv(tl.cdiv(rows_b, BLOCK_N), SPLITS) * BLOCK_N
     start = i_split * per_split
     stop = tl.minimum(start + per_split, rows_b)
@@ -415,6 +419,14 @@ def _merge_along(p_sum, p_max, b_max, m_rows, other, rate, stride, STATIC: tl.co
 
 
 @triton.jit
+def _log_one_plus(b_x):
+    """log(1 + x) for 0 ≤ x ≤ 1, right also where 1 + x rounds to 1 (Kahan): the rounding of 1 + x is divided out."""
+    b_sum = 1.0 + b_x
+    b_gained = b_sum - 1.0
+    return tl.where(b_gained == 0.0, b_x, tl.log(b_sum) * (b_x / tl.where(b_gained == 0.0, 1.0, b_gained)))
+
+
+@triton.jit
 def _nt_values(
     p_partial,
     p_nt,
@@ -439,9 +451,18 @@ def _nt_values(
     b_positive = tl.zeros([BLOCK], tl.float32)
     for i_split in range(0, SPLITS):
         b_positive += tl.load(p_max + (SPLITS + i_split) * pad, mask=m_rows, other=0.0)
-    b_values = tl.where(m_rows, tl.log(b_sum) + (b_max - b_positive) * (rate * LN_2), 0.0)
-    tl.store(p_nt + i_rows, b_sum, mask=i_rows < pad)
-    tl.store(p_nt + pad + i_rows, b_max, mask=i_rows < pad)
+    # softplus of the negatives' log-sum-exp less the positive's logit: exact where the positive is confident
+    b_logit = tl.log(b_sum) + (b_max - b_positive) * (rate * LN_2)
+    b_values = tl.where(b_logit > 0.0, b_logit, 0.0) + _log_one_plus(tl.exp2(-tl.abs(b_logit) * LOG2_E))
+    b_values = tl.where(m_rows, b_values, 0.0)
+    b_row_max = b_max
+    if not STATIC:
+        b_row_max = tl.maximum(b_max, b_positive)
+        b_sum *= tl.exp2((b_max - b_row_max) * rate)
+    b_total = b_sum + tl.exp2((b_positive - b_row_max) * rate)
+    tl.store(p_nt + i_rows, b_total, mask=i_rows < pad)
+    tl.store(p_nt + pad + i_rows, b_row_max, mask=i_rows < pad)
+    tl.store(p_nt + 2 * pad + i_rows, b_sum / b_total, mask=i_rows < pad)
     if p_rows is not None:
         tl.store(p_rows + tl.where(in_b, i_rows - pad_a + rows, i_rows), b_values, mask=m_rows)
     return b_values
@@ -542,7 +563,7 @@ def finalize_kernel(
             )
             if KL:
                 b_nt_2 += _nt_values(
-                    p_nt_partial + 3 * SPLITS * pad, p_nt + 2 * pad, None, rows_a, pad_a, pad_b, nt_rate, start,
+                    p_nt_partial + 3 * SPLITS * pad, p_nt + 3 * pad, None, rows_a, pad_a, pad_b, nt_rate, start,
                     NT_STATIC, SPLITS, BLOCK,
                 )  # fmt: skip
         nt_xent_1 = tl.sum(b_nt_1) * nt_scale
@@ -829,6 +850,8 @@ def _gradient_rows(
         if NT:
             b_factor_keys = _row_factor(p_factor_keys, i_local_keys, keys, PER_ROW)
             b_w = _nt_weights(b_s, p_nt, b_u, b_max, i_keys, b_factor_keys, nt_coefficient, stride_nt, nt_rate, NT_STATIC)
+            if (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N):
+                b_w = tl.where(i_local[:, None] == i_local_keys[None, :], 0.0, b_w)
         if KL:
             b_y_other = load_tile(p_z_other, i_keys, 0, WIDTH_OTHER, BLOCK_D_OTHER)
             b_s_other = cosines(
@@ -853,7 +876,9 @@ def _gradient_rows(
     # The positives, and ⟨dẑ, ẑ⟩ over all chunks.
     b_pull = tl.zeros([BLOCK_M], tl.float32)
     if NT:
-        b_pull = nt_coefficient * (b_factor + _row_factor(p_factor_keys, i_local, rows, PER_ROW))
+        b_pull = b_factor * tl.load(p_nt + 2 * stride_nt + i_rows)
+        b_pull += _row_factor(p_factor_keys, i_local, rows, PER_ROW) * tl.load(p_nt + 2 * stride_nt + base_keys + i_local)
+        b_pull *= nt_coefficient
         b_acc -= b_pull[:, None] * load_tile(p_z, base_keys + i_local, 0, WIDTH, BLOCK_D).to(tl.float32)
     b_inner = tl.sum(b_acc * b_x.to(tl.float32), 1)
     if WIDTH > BLOCK_D:
@@ -948,21 +973,23 @@ def _gradient_peer(
     INTERPRETED: tl.constexpr,
 ):
     """Row blocks of view a, then of view b."""
-    i_start = tl.program_id(0) * BLOCK_M
+    blocks_a = tl.cdiv(rows_a, BLOCK_M)
+    i_block = tl.program_id(0)
     p_factor_b = p_factor
     if PER_ROW:
         p_factor_b += rows_a
-    if i_start < pad_a:
+    if i_block < blocks_a:
         _gradient_rows(
             p_z, p_z_other, p_inverse_norm, p_gradient_a, p_scratch, p_inner, p_nt, p_kl, p_kl_other, p_factor, p_factor_b,
-            nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, i_start, 0, pad_a, rows_a, rows_b, pad_a + pad_b, D,
+            nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, i_block * BLOCK_M, 0, pad_a, rows_a, rows_b,
+            pad_a + pad_b, D,
             stride_nt, stride_kl, True, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW,
             TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
         )  # fmt: skip
     else:
         _gradient_rows(
             p_z, p_z_other, p_inverse_norm, p_gradient_b, p_scratch, p_inner, p_nt, p_kl, p_kl_other, p_factor_b, p_factor,
-            nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, i_start - pad_a, pad_a, 0, rows_b, rows_a,
+            nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, (i_block - blocks_a) * BLOCK_M, pad_a, 0, rows_b, rows_a,
             pad_a + pad_b, D, stride_nt, stride_kl, False, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC, KL_STATIC,
             EQUAL_TEMPERATURES, PER_ROW, TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER, BLOCK_M, BLOCK_N,
             PRECISION, INTERPRETED,
@@ -1069,7 +1096,7 @@ def gradient_kernel(
         if TEMPERATURE_GRADIENT:
             p_inner_2 += 2 * pad
         if NT:
-            p_nt_2 += 2 * pad
+            p_nt_2 += 3 * pad
         _gradient_peer(
             p_z_2, p_z_1, p_inverse_norm + pad, p_gradient_a_2, p_gradient_b_2, p_scratch_2, p_inner_2, p_nt_2,
             p_kl_second, p_kl, p_factor, nt_2, kl_2, nt_rate, rate_2, rate_1, rows_a, rows_b, pad_a, pad_b, D_2,
@@ -1080,6 +1107,7 @@ def gradient_kernel(
 
 @triton.jit
 def _sum_of(p_values, count, BLOCK: tl.constexpr):
+    """The sum of count numbers in one fixed order."""
     b_sum = tl.zeros([BLOCK], tl.float32)
     for start in range(0, count, BLOCK):
         i_values = start + tl.arange(0, BLOCK)
@@ -1096,6 +1124,8 @@ def temperature_gradient_kernel(
     temperature,
     kd_temperature_1,
     kd_temperature_2,
+    rows_a,
+    rows_b,
     pad_a,
     pad_b,
     NT: tl.constexpr,
@@ -1106,7 +1136,7 @@ def temperature_gradient_kernel(
     TENSOR_KD_TEMPERATURE_2: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Euler's rule over p_inner, in one program (padding rows have ⟨dẑ, ẑ⟩ = 0).
+    """Euler's rule over p_inner, in one program.
 
     p_kd_gradient_1 and _2: of the temperature that makes each peer's own distribution; where both peers are students they
     share one, and the first takes the sum.
@@ -1114,15 +1144,15 @@ def temperature_gradient_kernel(
     pad = pad_a + pad_b
     if NT:
         tau = load_temperature(temperature, TENSOR_TEMPERATURE)
-        inner = _sum_of(p_inner, pad, BLOCK)
+        inner = _sum_of(p_inner, rows_a, BLOCK) + _sum_of(p_inner + pad_a, rows_b, BLOCK)
         if PEER_2 != "none":
-            inner += _sum_of(p_inner + 2 * pad, pad, BLOCK)
+            inner += _sum_of(p_inner + 2 * pad, rows_a, BLOCK) + _sum_of(p_inner + 2 * pad + pad_a, rows_b, BLOCK)
         tl.store(p_temperature_gradient, -0.5 * inner / tau)
     if KL:
         kd_1 = load_temperature(kd_temperature_1, TENSOR_KD_TEMPERATURE_1)
-        inner_1 = _sum_of(p_inner + pad, pad_a, BLOCK)
+        inner_1 = _sum_of(p_inner + pad, rows_a, BLOCK)
         if PEER_2 != "none":
-            inner_2 = _sum_of(p_inner + 3 * pad, pad_a, BLOCK)
+            inner_2 = _sum_of(p_inner + 3 * pad, rows_a, BLOCK)
             if PEER_2 == "student":
                 inner_1 += inner_2
             else:

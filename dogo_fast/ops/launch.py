@@ -104,6 +104,9 @@ class Problem:
         itemsize = max(product.itemsize for product in self.products)
         return configurations.configuration(chunk, itemsize, max(self.rows_a, self.rows_b))
 
+    def row_blocks(self, tile: configurations.Tile, views: int) -> int:
+        return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
+
     def switches(self) -> dict[str, Any]:
         """Compile-time switches that several kernels share."""
         first, second = self.kd_temperatures
@@ -159,7 +162,7 @@ def allocate_saved(problem: Problem, device: torch.device) -> Saved:
         z_1=z[0],
         z_2=z[1] if problem.peers == 2 else torch.empty(0, 0, dtype=problem.products[0], device=device),
         inverse_norm=torch.empty(problem.peers, problem.pad, **f32),
-        nt=torch.empty((problem.peers, 2, problem.pad) if problem.nt else (0, 2, 0), **f32),
+        nt=torch.empty((problem.peers, 3, problem.pad) if problem.nt else (0, 3, 0), **f32),
         kl=torch.empty((2, 3, problem.pad_a) if problem.kl else (0, 3, 0), **f32),
     )
 
@@ -171,9 +174,8 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     saved = allocate_saved(problem, device)
     _normalize(problem, peers, saved)
     tile = problem.tiles().statistics
-    row_blocks = (problem.pad if problem.nt else problem.pad_a) // tile.rows
-    wanted = problem.rows_a + (problem.rows_b if problem.nt else 0)
-    splits = configurations.column_splits(wanted, problem.rows_b, tile, multiprocessors(device))
+    row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
+    splits = configurations.column_splits(row_blocks, problem.rows_b, tile, multiprocessors(device))
     f32 = {"dtype": torch.float32, "device": device}
     nt_partial = torch.empty(problem.peers, 3, splits, problem.pad, **f32) if problem.nt else None
     kl_partial = torch.empty(2, 3, splits, problem.pad_a, **f32) if problem.kl else None
@@ -181,7 +183,7 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     temperatures = (problem.temperature.argument, first.argument, second.argument)
     run(
         statistics_kernel, (row_blocks, splits),
-        saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_b, problem.pad_a, problem.pad_b,
+        saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
         **problem.tile_switches(), BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -197,15 +199,17 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
 def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
     (a_1, b_1), (a_2, b_2) = peers[0], peers[-1]
     last = problem.peers - 1
+    # the interpreter's cost is by program, not by row
+    block_rows = configurations.ROW_MULTIPLE if interpreting() else NORMALIZE_ROWS
     run(
-        normalize_kernel, (problem.pad // NORMALIZE_ROWS, problem.peers),
+        normalize_kernel, (problem.pad // block_rows, problem.peers),
         a_1, b_1, saved.z_1, a_2, b_2, saved.z_2, saved.inverse_norm,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
         *a_1.stride(), *b_1.stride(), *a_2.stride(), *b_2.stride(),
         problem.widths[0], problem.widths[last],
         WIDTH_1=problem.padded_width(0), WIDTH_2=problem.padded_width(last),
         BLOCK_D_1=problem.chunk(0), BLOCK_D_2=problem.chunk(last),
-        BLOCK_ROWS=NORMALIZE_ROWS, PEERS=problem.peers, INTERPRETED=interpreting(), num_warps=4,
+        BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(), num_warps=4,
     )  # fmt: skip
 
 
@@ -265,7 +269,7 @@ def backward(
     tile = problem.tiles().gradient
     absent = (None, None)
     run(
-        gradient_kernel, (problem.pad // tile.rows, owned),
+        gradient_kernel, (problem.row_blocks(tile, views=2), owned),
         saved.z_1, saved.z_2, saved.inverse_norm, *(gradients.views + absent)[:4], *(*scratch, None)[:2], inner,
         saved.nt, saved.kl, factor, *upstream, *temperatures,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
@@ -276,7 +280,8 @@ def backward(
     if temperatures_learn:
         run(
         temperature_gradient_kernel, (1,),
-            inner, gradients.temperature, *gradients.kd_temperatures, *temperatures, problem.pad_a, problem.pad_b,
+            inner, gradients.temperature, *gradients.kd_temperatures, *temperatures,
+            problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
             **problem.switches(), PEER_2=peer_2, BLOCK=min(FINALIZE_ROWS, problem.pad), num_warps=8,
         )  # fmt: skip
     return gradients
