@@ -654,14 +654,14 @@ def _kl_weights(
         b_delta = _delta(b_c_own, b_c_other, rate_own, rate_other, EQUAL_TEMPERATURES)
         b_ratio = tl.exp2(b_delta)
         if IS_TEACHER:
-            b_w = b_e_other * b_ratio * b_q_own * (b_delta * LN_2 - b_mean)
+            b_w = b_e_other * b_ratio * b_q_own * (b_delta - b_mean)
         else:
             b_w = b_e_other * (b_ratio * b_q_own - b_q_other)
     else:
         b_w = tl.exp2((b_c_own - b_m_own) * rate_own) * b_q_own
         if IS_TEACHER:
             b_delta = _delta(b_c_own, b_c_other, rate_own, rate_other, EQUAL_TEMPERATURES)
-            b_w *= b_delta * LN_2 - b_mean
+            b_w *= b_delta - b_mean
         else:
             b_w -= tl.exp2((b_c_other - b_m_other) * rate_other) * b_q_other
     return b_w
@@ -693,7 +693,9 @@ def _query_statistics(
         b_m_own = tl.load(p_kl_own + 2 * stride_kl + i_queries)
         b_m_other = tl.load(p_kl_other + 2 * stride_kl + i_queries)
     if IS_TEACHER:
-        b_mean = LN_2 * tl.load(p_kl_own + stride_kl + i_queries) / b_e_own
+        # both in base 2, so that they cancel without a rounding between; q carries the factor
+        b_mean = tl.load(p_kl_own + stride_kl + i_queries) / b_e_own
+        b_q_own *= LN_2
         if not OWN_IS_FIRST:
             # X was summed with Δ = x_1 − x_2; here Δ = x_own − x_other
             b_mean = -b_mean
@@ -827,6 +829,8 @@ def _gradient_rows(
             )
             if (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N):
                 b_w = tl.where(i_local[:, None] == i_keys[None, :], 0.0, b_w)
+            if i_start + BLOCK_N > rows:
+                b_w = tl.where((i_keys < rows)[None, :], b_w, 0.0)
             b_acc = _add_products(
                 b_acc, b_w, b_y, p_z, p_scratch, i_rows, base_rows + i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED
             )
@@ -869,8 +873,11 @@ def _gradient_rows(
                 IS_TEACHER, KL_STATIC, EQUAL_TEMPERATURES,
             )  # fmt: skip
             if TEMPERATURE_GRADIENT:
-                b_kl_inner += tl.sum(b_kl_w * b_s, 1)
+                b_kl_inner += tl.sum(tl.where((i_local_keys < keys)[None, :], b_kl_w, 0.0) * b_s, 1)
             b_w += b_kl_w
+        if i_start + BLOCK_N > keys:
+            # a padded key's cosine, 0, may lie far above a row's maximum: its exponential may be infinite
+            b_w = tl.where((i_local_keys < keys)[None, :], b_w, 0.0)
         b_acc = _add_products(b_acc, b_w, b_y, p_z, p_scratch, i_rows, i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED)
 
     # The positives, and ⟨dẑ, ẑ⟩ over all chunks.

@@ -25,7 +25,8 @@ def losses(temperature: float, reduction: str = "mean") -> tuple[object, object]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_random_projections_at_every_temperature(device: torch.device, temperature: float, dtype: torch.dtype) -> None:
-    check(*losses(temperature), projections(37, 24, dtype=dtype, device=device))
+    weights = torch.ones(74, device=device)
+    check(*losses(temperature, "none"), projections(37, 24, dtype=dtype, device=device), weights)
 
 
 @pytest.mark.parametrize(

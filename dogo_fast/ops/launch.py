@@ -107,6 +107,11 @@ class Problem:
     def row_blocks(self, tile: configurations.Tile, views: int) -> int:
         return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
 
+    @property
+    def finalize_rows(self) -> int:
+        """Rows a step of the one-program kernels, a power of two."""
+        return min(FINALIZE_ROWS, 1 << (self.pad - 1).bit_length())
+
     def switches(self) -> dict[str, Any]:
         """Compile-time switches that several kernels share."""
         first, second = self.kd_temperatures
@@ -191,7 +196,7 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
         finalize_kernel, (1,),
         nt_partial, kl_partial, saved.nt, saved.kl, rows, *values, *temperatures,
         problem.rows_a, problem.pad_a, problem.pad_b, problem.nt_scale, problem.kl_scale, *problem.kd_weights,
-        **problem.statistics_switches(), SPLITS=splits, BLOCK=min(FINALIZE_ROWS, problem.pad), num_warps=8,
+        **problem.statistics_switches(), SPLITS=splits, BLOCK=problem.finalize_rows, num_warps=8,
     )  # fmt: skip
     return saved
 
@@ -282,6 +287,6 @@ def backward(
         temperature_gradient_kernel, (1,),
             inner, gradients.temperature, *gradients.kd_temperatures, *temperatures,
             problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
-            **problem.switches(), PEER_2=peer_2, BLOCK=min(FINALIZE_ROWS, problem.pad), num_warps=8,
+            **problem.switches(), PEER_2=peer_2, BLOCK=problem.finalize_rows, num_warps=8,
         )  # fmt: skip
     return gradients
