@@ -100,7 +100,7 @@ def launches(case: Case) -> list[Launch]:
     dtype = getattr(torch, case.dtype)
     learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
     number = 0.02 if case.variant == "online" else 0.5
-    product = "ieee"
+    product = "float32"
     views = [torch.empty(case.N, case.D, dtype=dtype, device="meta") for _ in range(4)]
     gradient = torch.empty(2 * case.N if case.loss == "nt_xent" else case.N, device="meta")
     gradient = gradient if case.variant == "rows" else gradient[0]

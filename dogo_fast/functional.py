@@ -8,8 +8,8 @@ GPU and the reference elsewhere. Losses come back in float32 (float64 for float6
 NaN or Inf anywhere in an input gives a NaN loss. A zero row is treated as ``F.normalize`` does (ε = 1e-12).
 """
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ NT_XENT_REDUCTIONS = ("mean", "sum", "none")
 KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
 DOGO_KL_REDUCTIONS = ("batchmean", "mean", "sum")
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -202,16 +201,18 @@ def _wide_number(temperature: float | Tensor) -> float | Tensor:
     return temperature
 
 
-def _exactly(function: Callable[P, T]) -> Callable[P, T]:
+def _exactly(function: Callable[..., T]) -> Callable[..., T]:
     """The function outside autocast, which would round the similarities to 16 bits."""
 
-    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
-        device_type = next(arg for arg in _flatten(args) if isinstance(arg, Tensor)).device.type
-        with torch.autocast(device_type, enabled=False):
+    def outside(*args, **kwargs):  # type: ignore[no-untyped-def]  # torch.compile fails on guards of annotations here
+        with torch.autocast(_device_type(args), enabled=False):
             return function(*args, **kwargs)
 
     return outside
 
 
-def _flatten(values: tuple[object, ...]) -> list[object]:
-    return [leaf for value in values for leaf in (value if isinstance(value, tuple) else (value,))]
+def _device_type(arguments: Sequence[object]) -> str:
+    """Of the first tensor among the arguments and the pairs among them."""
+    first = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
+    assert isinstance(first, Tensor)
+    return first.device.type

@@ -99,7 +99,7 @@ def check_number(name: str, value: object) -> float:
     """A finite real number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # not math.isfinite, which torch.compile cannot trace
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
 

@@ -26,7 +26,7 @@ Gradients with respect to cosines, g the upstream gradient times the reduction's
     temperatures       the loss depends on cosine/temperature only, so by Euler's rule dL/dτ = −1/(2τ) Σ_i ⟨dẑ_i, ẑ_i⟩ over all
                        rows for NT-Xent, and dL/dT = −1/T Σ_i ⟨dẑ_i, ẑ_i⟩ over the queries for the KL.
 
-Saved statistics (float32): nt [PEERS, (l, m, q), pad_a + pad_b] and kl [2, (E, X, m), pad_a], finite in padding rows.
+Saved statistics (float32): nt [PEERS, (1/l, m, q), pad_a + pad_b] and kl [2, (1/E, X/E, m), pad_a], finite in padding rows.
 The statistics kernel writes them a column split at a time, nt_partial [PEERS, (r, m, s_pos), SPLITS, pad_a + pad_b] and
 kl_partial [2, (E, X, m), SPLITS, pad_a], and the finalize kernel merges the splits; m is not read back when STATIC.
 
@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 
 from .normalize import CLAMPED
-from .tiles import LN_2, LOG2_E, cosines, dot, load_temperature, load_tile, narrow
+from .tiles import LN_2, LOG2_E, cosines, dot, load_temperature, load_tile, load_tile_again, narrow
 
 # Below every cosine, rounding included: the shift of a row that has seen no key yet.
 NO_KEY_YET = tl.constexpr(-2.0)
@@ -460,7 +460,7 @@ def _nt_values(
         b_row_max = tl.maximum(b_max, b_positive)
         b_sum *= tl.exp2((b_max - b_row_max) * rate)
     b_total = b_sum + tl.exp2((b_positive - b_row_max) * rate)
-    tl.store(p_nt + i_rows, b_total, mask=i_rows < pad)
+    tl.store(p_nt + i_rows, 1.0 / b_total, mask=i_rows < pad)
     tl.store(p_nt + pad + i_rows, b_row_max, mask=i_rows < pad)
     tl.store(p_nt + 2 * pad + i_rows, b_sum / b_total, mask=i_rows < pad)
     if p_rows is not None:
@@ -498,18 +498,18 @@ def _kl_values(
     b_normalizers += tl.log(tl.div_rn(b_e_1, b_e_2))
     b_kl_1 = tl.where(m_rows, b_normalizers - LN_2 * (b_x_2 / b_e_2), 0.0)
     b_kl_2 = tl.where(m_rows, LN_2 * (b_x_1 / b_e_1) - b_normalizers, 0.0)
-    _store_kl(p_kl + i_rows, b_e_1, b_x_1, b_m_1, pad_a, i_rows)
-    _store_kl(p_kl + 3 * pad_a + i_rows, b_e_2, b_x_2, b_m_2, pad_a, i_rows)
+    _store_kl(p_kl + i_rows, 1.0 / b_e_1, b_x_1 / b_e_1, b_m_1, pad_a, i_rows)
+    _store_kl(p_kl + 3 * pad_a + i_rows, 1.0 / b_e_2, b_x_2 / b_e_2, b_m_2, pad_a, i_rows)
     if p_rows is not None:
         tl.store(p_rows + i_rows, b_kl_1, mask=m_rows)
     return b_kl_1, b_kl_2
 
 
 @triton.jit
-def _store_kl(p_kl, b_e, b_x, b_m, pad_a, i_rows):
+def _store_kl(p_kl, b_inverse, b_mean, b_m, pad_a, i_rows):
     m_pad = i_rows < pad_a
-    tl.store(p_kl, b_e, mask=m_pad)
-    tl.store(p_kl + pad_a, b_x, mask=m_pad)
+    tl.store(p_kl, b_inverse, mask=m_pad)
+    tl.store(p_kl + pad_a, b_mean, mask=m_pad)
     tl.store(p_kl + 2 * pad_a, b_m, mask=m_pad)
 
 
@@ -623,7 +623,7 @@ def _row_factor(p_factor, i_rows, rows, PER_ROW: tl.constexpr):
 @triton.jit
 def _nt_weights(b_s, p_nt, b_u, b_max, i_keys, b_factor_keys, nt_coefficient, stride_nt, rate, STATIC: tl.constexpr):
     """w_ij of NT-Xent; u_i = g_i/(τ l_i) comes for the rows, and is read for the keys."""
-    b_u_keys = nt_coefficient * b_factor_keys / tl.load(p_nt + i_keys)
+    b_u_keys = nt_coefficient * b_factor_keys * tl.load(p_nt + i_keys)
     if STATIC:
         b_w = tl.exp2(b_s * rate - rate) * (b_u[:, None] + b_u_keys[None, :])
     else:
@@ -683,9 +683,8 @@ def _query_statistics(
 ):
     """(q_own, q_other, m_own, m_other, mean Δ) of queries, each a vector; q = coefficient · g/E."""
     b_scale = coefficient * _row_factor(p_factor, i_queries, queries, PER_ROW)
-    b_e_own = tl.load(p_kl_own + i_queries)
-    b_q_own = b_scale / b_e_own
-    b_q_other = b_scale / tl.load(p_kl_other + i_queries)
+    b_q_own = b_scale * tl.load(p_kl_own + i_queries)
+    b_q_other = b_scale * tl.load(p_kl_other + i_queries)
     b_m_own = tl.full(i_queries.shape, 1.0, tl.float32)
     b_m_other = tl.full(i_queries.shape, 1.0, tl.float32)
     b_mean = tl.zeros(i_queries.shape, tl.float32)
@@ -694,7 +693,7 @@ def _query_statistics(
         b_m_other = tl.load(p_kl_other + 2 * stride_kl + i_queries)
     if IS_TEACHER:
         # both in base 2, so that they cancel without a rounding between; q carries the factor
-        b_mean = tl.load(p_kl_own + stride_kl + i_queries) / b_e_own
+        b_mean = tl.load(p_kl_own + stride_kl + i_queries)
         b_q_own *= LN_2
         if not OWN_IS_FIRST:
             # X was summed with Δ = x_1 − x_2; here Δ = x_own − x_other
@@ -815,7 +814,7 @@ def _gradient_rows(
 
     if NT:
         b_factor = _row_factor(p_factor_rows, i_local, rows, PER_ROW)
-        b_u = nt_coefficient * b_factor / tl.load(p_nt + i_rows)
+        b_u = nt_coefficient * b_factor * tl.load(p_nt + i_rows)
         b_max = b_u
         if not NT_STATIC:
             b_max = tl.load(p_nt + stride_nt + i_rows)
@@ -881,6 +880,7 @@ def _gradient_rows(
         b_acc = _add_products(b_acc, b_w, b_y, p_z, p_scratch, i_rows, i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED)
 
     # The positives, and ⟨dẑ, ẑ⟩ over all chunks.
+    b_x = load_tile_again(p_z, i_rows, 0, WIDTH, BLOCK_D)
     b_pull = tl.zeros([BLOCK_M], tl.float32)
     if NT:
         b_pull = b_factor * tl.load(p_nt + 2 * stride_nt + i_rows)

@@ -1,8 +1,8 @@
 """torch.library operators: schemas, implementations by Triton, fake kernels, autograd.
 
-A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number. ``product`` says how
-rows are multiplied: ``"ieee"``, ``"tf32x3"`` or ``"tf32"`` for float32 inputs, or ``"bfloat16"`` or ``"float16"`` under autocast;
-16-bit inputs are always multiplied as they are. Besides their values the operators return what their backward reads.
+A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number. ``product`` is the
+dtype in which float32 rows are multiplied: ``"bfloat16"`` or ``"float16"`` under autocast, else ``"float32"``, as
+torch.set_float32_matmul_precision says when the operator runs; 16-bit rows are always multiplied as they are. Besides their values the operators return what their backward reads.
 """
 
 import functools
@@ -104,10 +104,10 @@ def _split(temperature: float | Tensor) -> tuple[Tensor | None, float]:
 
 
 def _product(tensor: Tensor) -> str:
-    """How float32 rows are to be multiplied here and now: as autocast says, else as torch.set_float32_matmul_precision."""
+    """The dtype in which float32 rows are to be multiplied here and now: autocast's, else their own."""
     if torch.is_autocast_enabled(tensor.device.type):
         return str(torch.get_autocast_dtype(tensor.device.type)).removeprefix("torch.")
-    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    return "float32"
 
 
 # ------------------------------------------------------------------------------------------------ implementations
@@ -123,12 +123,12 @@ def _problem(rows: tuple[int, int], inputs: list[tuple[int, torch.dtype]], produ
     """``inputs``: width and dtype of each peer."""
     from dogo_fast.ops.launch import Problem
 
-    narrow = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(product)
+    wide = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[product]
     return Problem(
         *rows,
         widths=tuple(width for width, _ in inputs),
-        products=tuple((narrow or dtype) if dtype == torch.float32 else dtype for _, dtype in inputs),
-        precision="ieee" if narrow else product,
+        products=tuple(wide if dtype == torch.float32 else dtype for _, dtype in inputs),
+        precision={"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()],
         **settings,
     )
 
@@ -327,7 +327,8 @@ def _differentiate_nt_xent(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[
     if gradient is None:
         return (None,) * 6
     *saved, tensor = ctx.saved_tensors
-    a, b, temperature = torch.ops.dogo_fast.nt_xent_backward(gradient, *saved, *ctx.arguments, tensor, *ctx.settings)
+    outputs = torch.ops.dogo_fast.nt_xent_backward(gradient, *saved, *ctx.arguments, tensor, *ctx.settings)
+    a, b, temperature = _once("nt_xent", *outputs)
     return a, b, _like(temperature, tensor), None, None, None
 
 
@@ -345,9 +346,11 @@ def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> 
         return (None,) * 11
     *saved, tensor, teacher_tensor = ctx.saved_tensors
     number, settings = ctx.settings
-    *views, temperature, teacher_temperature = torch.ops.dogo_fast.similarity_kl_backward(
+    outputs = torch.ops.dogo_fast.similarity_kl_backward(
         gradient, *saved, *ctx.arguments, tensor, number, teacher_tensor, *settings
     )
+    views: list[Tensor | None]
+    *views, temperature, teacher_temperature = _once("similarity_kl", *outputs)
     if not ctx.teacher_learns:
         views[2:], teacher_tensor = [None, None], None
     temperatures = (_like(temperature, tensor), None, _like(teacher_temperature, teacher_tensor), None)
@@ -365,9 +368,10 @@ def _differentiate_dogo_loss(ctx: Any, *gradients: Tensor | None) -> tuple[Any, 
     *saved, tensor, kd_tensor = ctx.saved_tensors
     number, settings = ctx.settings
     upstream = gradients[: len(DoGoLossOutput._fields)]
-    *views, temperature, kd_temperature = torch.ops.dogo_fast.dogo_loss_backward(
+    outputs = torch.ops.dogo_fast.dogo_loss_backward(
         *upstream, *saved, *ctx.arguments, tensor, number, kd_tensor, *settings
     )
+    *views, temperature, kd_temperature = _once("dogo_loss", *outputs)
     return *views, _like(temperature, tensor), None, _like(kd_temperature, kd_tensor), None, None, None, None, None
 
 
@@ -384,14 +388,32 @@ def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else gradient.to(tensor.dtype)
 
 
-def _refuse_second_derivative(name: str) -> Any:
-    def refuse(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            f"dogo_fast.{name} has no second derivative with backend='triton': differentiate it with "
-            "backend='reference', or do not ask for create_graph=True"
-        )
+class _OnceDifferentiable(torch.autograd.Function):
+    """The identity on gradients, whose own derivative is an error: without it a second derivative would silently be zero."""
 
-    return refuse
+    @staticmethod
+    def forward(ctx: Any, name: str, *gradients: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        _refuse_second_derivative(ctx.name)
+
+
+def _refuse_second_derivative(name: str, *_: Any) -> Any:
+    raise RuntimeError(
+        f"dogo_fast.{name} has no second derivative with backend='triton': differentiate it with backend='reference', "
+        "or do not ask for create_graph=True"
+    )
+
+
+def _once(name: str, *gradients: Tensor) -> tuple[Tensor, ...]:
+    """The gradients, marked when a graph of the backward pass is being recorded (create_graph=True)."""
+    if not torch.is_grad_enabled():
+        return gradients
+    marked: tuple[Tensor, ...] = _OnceDifferentiable.apply(name, *(g.detach().requires_grad_() for g in gradients))
+    return marked
 
 
 # ------------------------------------------------------------------------------------------------- registration
@@ -402,10 +424,9 @@ def _register(name: str, forward: Any, backward: Any, setup_context: Any, differ
         for key in ("CUDA", "CPU"):
             _library.impl(operator, function, key)
         torch.library.register_fake(f"dogo_fast::{operator}", functools.partial(function, fake=True), lib=_library)
-    torch.library.register_autograd(
-        f"dogo_fast::{name}", differentiate, setup_context=setup_context, lib=_library
-    )
-    torch.library.register_autograd(f"dogo_fast::{name}_backward", _refuse_second_derivative(name), lib=_library)
+    torch.library.register_autograd(f"dogo_fast::{name}", differentiate, setup_context=setup_context, lib=_library)
+    refuse = functools.partial(_refuse_second_derivative, name)
+    torch.library.register_autograd(f"dogo_fast::{name}_backward", refuse, lib=_library)
 
 
 _register("nt_xent", _nt_xent_forward, _nt_xent_backward, _setup_nt_xent, _differentiate_nt_xent)

@@ -1,0 +1,325 @@
+"""The torch.library operators: schemas, fake kernels, autograd, compilation, launches, memory and what must not happen."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from numerics import projections
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
+from dogo_fast.kernels import tiles
+from dogo_fast.ops import launch
+
+ops = torch.ops.dogo_fast
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def inputs_of(device: torch.device, *, dtype: torch.dtype = torch.float32, count: int = 4, N: int = 10) -> list[Tensor]:
+    return [tensor.requires_grad_() for tensor in projections(N, 16, count=count, dtype=dtype, device=device)]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_opcheck_nt_xent(device: torch.device, reduction: str, learnt: bool) -> None:
+    temperature = torch.tensor(0.5, device=device, requires_grad=True) if learnt else None
+    settings = (temperature, 0.5, reduction, "float32")
+    a, b = inputs_of(device, count=2)
+    torch.library.opcheck(ops.nt_xent.default, (a, b, *settings), test_utils=CHECKS)
+    value, *saved = (tensor.detach() for tensor in ops.nt_xent(a, b, *settings))
+    arguments = (torch.ones_like(value), *saved, 10, 16, torch.float32, *settings)
+    torch.library.opcheck(ops.nt_xent_backward.default, arguments, test_utils=CHECKS[:3])
+
+
+@pytest.mark.parametrize("detach_teacher", [True, False])
+def test_opcheck_similarity_kl(device: torch.device, detach_teacher: bool) -> None:
+    temperature = torch.tensor(0.1, device=device, requires_grad=True)
+    settings = (temperature, 1.0, None, 0.2, "batchmean", detach_teacher, "float32")
+    inputs = inputs_of(device)
+    torch.library.opcheck(ops.similarity_kl.default, (*inputs, *settings), test_utils=CHECKS)
+    value, *saved = (tensor.detach() for tensor in ops.similarity_kl(*inputs, *settings))
+    arguments = (torch.ones_like(value), *saved, 10, 10, 16, 16, torch.float32, torch.float32, *settings)
+    torch.library.opcheck(ops.similarity_kl_backward.default, arguments, test_utils=CHECKS[:3])
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_opcheck_dogo_loss(device: torch.device, learnt: bool) -> None:
+    temperature = torch.tensor(0.5, device=device, requires_grad=True) if learnt else None
+    settings = (temperature, 0.5, None, 0.1, 1.0, 2.0, "batchmean", "float32")
+    inputs = inputs_of(device)
+    torch.library.opcheck(ops.dogo_loss.default, (*inputs, *settings), test_utils=CHECKS)
+    outputs = [tensor.detach() for tensor in ops.dogo_loss(*inputs, *settings)]
+    upstream = [torch.ones_like(outputs[0]), None, None, torch.ones_like(outputs[0]), None, None, None]
+    arguments = (*upstream, *outputs[7:], 10, 16, 16, torch.float32, torch.float32, *settings)
+    torch.library.opcheck(ops.dogo_loss_backward.default, arguments, test_utils=CHECKS[:3])
+
+
+def compiled_losses() -> list[Any]:
+    def dogo(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        output = functional.dogo_loss((a, b), (c, d), 0.5, 0.1, kd_weight=(2, 0.5), backend="triton")
+        return output.loss + 0.1 * output.kl_1
+
+    def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return functional.similarity_kl((a, b), (c, d), 0.1, detach_teacher=False, backend="triton")
+
+    def nt(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return functional.nt_xent(a, b, backend="triton") + NTXentLoss(0.2, reduction="none", backend="triton")(c, d).sum()
+
+    def module(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return DoGoLoss(backend="triton")((a, b), (c, d)).loss + SimilarityKLLoss(backend="triton")((a, b), (c, d))
+
+    def automatic(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return functional.dogo_loss((a, b), (c, d)).loss
+
+    return [dogo, kl, nt, module, automatic]
+
+
+@pytest.mark.parametrize(
+    ("loss", "compiler"),
+    [(loss, "inductor" if index == 0 else "aot_eager") for index, loss in enumerate(compiled_losses())],
+    ids=[loss.__name__ for loss in compiled_losses()],
+)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_has_no_graph_break_and_gives_the_same_values(
+    device: torch.device, loss: Callable[..., Tensor], compiler: str, dynamic: bool
+) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda *inputs: 2 * loss(*(1.5 * x for x in inputs)), fullgraph=True, dynamic=dynamic, backend=compiler
+    )
+    for N in (10, 12):
+        inputs = inputs_of(device, N=N)
+        expected = 2 * loss(*(1.5 * x for x in inputs))
+        value = compiled(*inputs)
+        torch.testing.assert_close(value, expected)
+        gradients = torch.autograd.grad(value, inputs)
+        torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs))
+
+
+def test_second_derivative_is_refused_with_a_clear_error(device: torch.device) -> None:
+    a, b, c, d = inputs_of(device)
+    losses = {
+        "nt_xent": functional.nt_xent(a, b, backend="triton"),
+        "similarity_kl": functional.similarity_kl((a, b), (c, d), backend="triton"),
+        "dogo_loss": functional.dogo_loss((a, b), (c, d), backend="triton").loss,
+    }
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, a, create_graph=True)
+        with pytest.raises(RuntimeError, match=f"dogo_fast.{name} has no second derivative"):
+            gradient.sum().backward()
+
+
+def test_inputs_are_never_written(device: torch.device) -> None:
+    inputs = inputs_of(device)
+    before = [tensor.detach().clone() for tensor in inputs]
+    versions = [tensor._version for tensor in inputs]
+    functional.dogo_loss((inputs[0], inputs[1]), (inputs[2], inputs[3]), backend="triton").loss.backward()
+    assert versions == [tensor._version for tensor in inputs]
+    assert all(torch.equal(old, new) for old, new in zip(before, inputs, strict=True))
+
+
+def test_inputs_may_be_overwritten_before_the_backward(device: torch.device) -> None:
+    """Only normalised rows are kept, not the projections: memory, and freedom to reuse them."""
+    a, b = inputs_of(device, count=2)
+    (expected,) = torch.autograd.grad(functional.nt_xent(a, b, backend="triton"), a)
+    x, y = (1 * a), (1 * b)
+    loss = functional.nt_xent(x, y, backend="triton")
+    with torch.no_grad():
+        x.zero_()
+    assert torch.equal(torch.autograd.grad(loss, a)[0], expected)
+
+
+def test_two_runs_give_the_same_bits(device: torch.device) -> None:
+    inputs = inputs_of(device, N=70)
+    results = []
+    for _ in range(2):
+        output = functional.dogo_loss((inputs[0], inputs[1]), (inputs[2], inputs[3]), backend="triton")
+        results.append([*output, *torch.autograd.grad(output.loss, inputs)])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+class Computations(TorchDispatchMode):
+    """ATen calls that would launch a kernel: everything but allocation and views."""
+
+    FREE = ("empty", "detach", "view", "select", "expand", "alias", "as_strided", "t.", "transpose", "slice", "unsqueeze")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::")
+        if not name.startswith((*self.FREE, "dogo_fast::")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    names: list[str] = []
+    run = launch.run
+
+    def counted(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
+        names.append(kernel.fn.__name__)
+        run(kernel, grid, *arguments, **switches)
+
+    monkeypatch.setattr(launch, "run", counted)
+    yield names
+
+
+@pytest.mark.parametrize("N", [8, 150])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_the_whole_loss_takes_three_launches_forward_and_two_backward(
+    device: torch.device, launched: list[str], N: int, learnt: bool
+) -> None:
+    """Our own launches, and that PyTorch adds none around them but autograd's seed gradient of one."""
+    inputs = inputs_of(device, N=N)
+    temperature: Any = torch.tensor(0.5, device=device, requires_grad=True) if learnt else 0.5
+    with Computations() as computations:
+        output = functional.dogo_loss(
+            (inputs[0], inputs[1]), (inputs[2], inputs[3]), temperature, kd_weight=(2, 1), backend="triton"
+        )
+    assert launched == ["normalize_kernel", "statistics_kernel", "finalize_kernel"]
+    assert computations.names == []
+    launched.clear()
+    wanted = [*inputs, temperature] if learnt else inputs
+    seed = torch.ones_like(output.loss)
+    with Computations() as computations:
+        torch.autograd.grad(output.loss, wanted, seed)
+    assert launched == ["gradient_kernel", "temperature_gradient_kernel"][: 1 + learnt]
+    assert computations.names == []
+
+
+def test_inside_the_operators_nothing_is_computed_but_by_the_kernels(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same below the dispatcher, where the operators' own code runs (the kernels aside: the interpreter computes)."""
+    from dogo_fast.ops import library
+
+    monkeypatch.setattr(launch, "run", lambda *arguments, **switches: None)
+    inputs = [tensor.detach() for tensor in inputs_of(device)]
+    settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32")
+    with Computations() as computations:
+        outputs = library._dogo_loss_forward(*inputs, *settings)
+        upstream = (outputs[0], *[None] * 6)
+        sizes = (10, 16, 16, torch.float32, torch.float32)
+        library._dogo_loss_backward(*upstream, *outputs[7:], *sizes, *settings)
+    assert computations.names == []
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every tensor made while active, live or not: an upper bound of the peak's growth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.name().startswith("aten::empty"):
+            self.bytes += result.nbytes
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Every buffer of a forward and backward pass, allocated for real and counted; the kernels, whose programs allocate
+    nothing, are left out (the interpreter would take hours). N × N would be 256 times the inputs."""
+    from dogo_fast.ops import library
+
+    monkeypatch.setattr(launch, "run", lambda *arguments, **switches: None)
+    inputs = [torch.empty(8192, 128, dtype=dtype) for _ in range(4)]
+    given = sum(tensor.nbytes for tensor in inputs)
+    settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32")
+    with Allocations() as allocations:
+        outputs = library._dogo_loss_forward(*inputs, *settings)
+        library._dogo_loss_backward(outputs[0], *[None] * 6, *outputs[7:], 8192, 128, 128, dtype, dtype, *settings)
+    assert allocations.bytes < 8 * given
+    assert allocations.largest < 8192 * 8192
+
+
+def test_autocast_multiplies_in_its_dtype_and_keeps_float32_gradients(device: torch.device) -> None:
+    inputs = inputs_of(device, N=40)
+    arguments = ((inputs[0], inputs[1]), (inputs[2], inputs[3]))
+    exact = functional.dogo_loss(*arguments, backend="triton").loss
+    narrow = functional.dogo_loss(
+        *((a.bfloat16(), b.bfloat16()) for a, b in arguments), backend="triton"
+    ).loss
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        value = functional.dogo_loss(*arguments, backend="triton").loss
+    assert value.dtype == torch.float32 and value != exact
+    assert abs(value - exact) <= 2 * abs(narrow - exact) + 1e-3
+    gradients = torch.autograd.grad(value, inputs)
+    expected = torch.autograd.grad(exact, inputs)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= 2**-6 * theirs.norm()
+
+
+def test_the_reference_stays_exact_under_autocast() -> None:
+    a, b = projections(40, 16)
+    expected = functional.nt_xent(a, b, 0.1, backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = functional.nt_xent(a, b, 0.1, backend="reference")
+    assert value == expected and value.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
+def test_float32_products_follow_the_matmul_precision(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, precision: str, expected: str
+) -> None:
+    seen: list[str] = []
+    run = launch.run
+
+    def watch(kernel: Any, grid: Any, *arguments: Any, **switches: Any) -> None:
+        seen.extend([switches["PRECISION"]] if "PRECISION" in switches else [])
+        run(kernel, grid, *arguments, **switches)
+
+    monkeypatch.setattr(launch, "run", watch)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        a, b = inputs_of(device, count=2)
+        functional.nt_xent(a, b, backend="triton").backward()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [expected, expected]
+
+
+def test_only_the_inputs_that_need_one_get_a_gradient(device: torch.device) -> None:
+    a, b, c, d = projections(10, 16, count=4, device=device)
+    a.requires_grad_()
+    functional.dogo_loss((a, b), (c, d), backend="triton").loss.backward()
+    assert a.grad is not None and b.grad is None and c.grad is None
+
+
+def test_vmap_gives_the_loss_of_each_slice(device: torch.device) -> None:
+    """There is no batching rule; PyTorch's fallback calls the operator for every slice."""
+    stacked = torch.randn(3, 10, 16, device=device)
+    values = torch.vmap(lambda x: functional.nt_xent(x, x.flip(0), backend="triton"))(stacked)
+    expected = torch.stack([functional.nt_xent(x, x.flip(0), backend="triton") for x in stacked])
+    assert torch.equal(values, expected)
+
+
+@triton.jit
+def copy_rows(p_rows, p_out, i_first, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    i_rows = tl.arange(0, ROWS)
+    b_tile = tiles.load_tile(p_rows, i_first + i_rows, 0, WIDTH, WIDTH)
+    tl.store(p_out + i_rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], b_tile)
+
+
+def test_row_offsets_past_two_to_the_31(device: torch.device) -> None:
+    """A buffer of more than 2³¹ numbers (pages that nobody touches cost nothing on a CPU); its last rows are read back."""
+    rows, width = 2**24 + 16, 128
+    buffer = torch.empty(rows * width, dtype=torch.float16, device=device)
+    expected = torch.randn(16, width, device=device).half()
+    buffer[-16 * width :] = expected.flatten()
+    out = torch.empty_like(expected)
+    copy_rows[(1,)](buffer, out, rows - 16, WIDTH=width, ROWS=16)
+    assert buffer.numel() > 2**31 and torch.equal(out, expected)
