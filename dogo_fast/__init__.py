@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-if (Path(__file__).parent.parent / "kernels" / "dogo_loss.py").is_file():
+if (Path(__file__).parent.parent / "kernels" / "dogo_forward.py").is_file():
     # In a source checkout the kernels lie beside the package (setup.py maps them to dogo_fast.kernels): let an import
     # from the checkout find them there.
     __path__.append(str(Path(__file__).parent.parent))

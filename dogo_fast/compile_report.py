@@ -2,9 +2,9 @@
 
     python -m dogo_fast.compile_report [--targets sm_90 ...] [--full] [--out FILE]
 
-For NVIDIA targets the report reads the machine code with the cuobjdump that Triton carries: registers and spilled bytes a
-thread, shared memory a program, and how many HGMMA (Hopper tensor-core), MUFU.EX2 (exponential) and local-memory instructions there are. For
-AMD targets compilation itself is the check.
+For NVIDIA targets the report reads the machine code with the cuobjdump that Triton carries: registers and spilled
+bytes a thread, shared memory a program, and how many HGMMA (Hopper tensor-core), MUFU.EX2 (exponential) and
+local-memory instructions there are. For AMD targets compilation itself is the check.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from unittest import mock
 import torch
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {'kernel':22}{'tile':>9}{'warps':>6}" + (
+HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {'kernel':28}{'tile':>9}{'warps':>6}" + (
     f"{'regs':>6}{'spill':>7}{'shared':>8}{'HGMMA':>7}{'EX2':>6}{'LDL+STL':>9}"
 )
 
 
 class Case(NamedTuple):
-    """One loss at one size; ``variant`` is "static", "online" (small temperatures), "learnt" (tensor temperatures) or "rows"."""
+    """One loss at one size; ``variant`` is "static", "online" (small temperatures), "learnt" (tensor temperatures) or
+    "rows"."""
 
     loss: str
     dtype: str
@@ -62,9 +63,8 @@ class Compiled:
             for count, width in zip(counts, (6, 7, 8, 7, 6, 9), strict=True)
         )
         loss, dtype, D, N, variant = self.case
-        return (
-            f"{self.target:8}{loss:15}{dtype:10}{D:>5}{N:>7}{variant:>10}  {self.kernel:22}{self.tile:>9}{self.warps:>6}{numbers}"
-        )
+        what = f"{self.target:8}{loss:15}{dtype:10}{D:>5}{N:>7}{variant:>10}"
+        return f"{what}  {self.kernel:28}{self.tile:>9}{self.warps:>6}{numbers}"
 
 
 def cases(full: bool) -> Iterator[Case]:
@@ -105,6 +105,7 @@ def launches(case: Case) -> list[Launch]:
     gradient = torch.empty(2 * case.N if case.loss == "nt_xent" else case.N, device="meta")
     gradient = gradient if case.variant == "rows" else gradient[0]
     reduction = "none" if case.variant == "rows" else "sum"
+    settings: tuple[Any, ...]
     with mock.patch.object(launch, "run", record):
         if case.loss == "nt_xent":
             settings = (learnt, number, reduction, product)
@@ -199,7 +200,7 @@ def main() -> None:
 
     lines = [
         f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}",
-        "registers and spilled bytes are per thread, shared memory in bytes per program, instructions as they stand in the code",
+        "registers and spilled bytes a thread, shared memory in bytes a program, instructions as they stand in the code",
         HEADER,
     ]
     print("\n".join(lines), flush=True)

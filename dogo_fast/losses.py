@@ -20,6 +20,8 @@ class NTXentLoss(nn.Module):
         criterion(a, b).backward()      # a, b: projections [N, D]
     """
 
+    temperature: float | Tensor
+
     def __init__(self, temperature: float | Tensor = 0.5, *, reduction: str = "mean", backend: str = "auto") -> None:
         super().__init__()
         _set_temperature(self, "temperature", temperature)
@@ -45,6 +47,7 @@ class SimilarityKLLoss(nn.Module):
     """
 
     temperature: float | Tensor
+    teacher_temperature: float | Tensor | None
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class DoGoLoss(nn.Module):
     """
 
     temperature: float | Tensor
+    kd_temperature: float | Tensor
 
     def __init__(
         self,

@@ -27,7 +27,8 @@ Pair = tuple[Tensor, Tensor]
 
 
 class DoGoLossOutput(NamedTuple):
-    """Every part of the DoGo loss, each a 0-d tensor; ``loss = loss_1 + loss_2``, ``loss_p = nt_xent_p + w_p · kl_p``."""
+    """Every part of the DoGo loss, each a 0-d tensor; ``loss = loss_1 + loss_2``, ``loss_p = nt_xent_p + w_p ·
+    kl_p``."""
 
     loss: Tensor
     loss_1: Tensor
@@ -51,7 +52,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor = 0.5, *, reductio
     positive = torch.cat([logits.diagonal(n), logits.diagonal(-n)])
     itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     rows = logits.masked_fill(itself, -torch.inf).logsumexp(dim=1) - positive
-    return {"none": lambda: rows, "sum": rows.sum, "mean": rows.mean}[reduction]()
+    return _reduce(rows, reduction)
 
 
 def similarity_kl(
@@ -71,12 +72,9 @@ def similarity_kl(
     if detach_teacher:
         log_teacher = log_teacher.detach()
     rows = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=1)
-    return {
-        "none": lambda: rows,
-        "sum": rows.sum,
-        "batchmean": rows.mean,
-        "mean": lambda: rows.mean() / log_student.shape[1],
-    }[reduction]()
+    if reduction == "mean":  # over all R × C terms, as F.kl_div; "batchmean" is over the R rows
+        return rows.mean() / log_student.shape[1]
+    return _reduce(rows, reduction.removeprefix("batch"))
 
 
 def dogo_loss(
@@ -103,3 +101,9 @@ def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:
     z_a, z_b = F.normalize(z_a.detach(), dim=1), F.normalize(z_b.detach(), dim=1)
     p_a, p_b = F.normalize(p_a, dim=1), F.normalize(p_b, dim=1)
     return -0.5 * ((z_a * p_b).sum(dim=1).mean() + (z_b * p_a).sum(dim=1).mean())
+
+
+def _reduce(rows: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else rows.mean()

@@ -74,7 +74,9 @@ def check_same_kind(names: tuple[str, str], first: Tensor, second: Tensor) -> No
 def check_same_device(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     """The two tensors lie on one device."""
     if first.device != second.device:
-        raise ValueError(f"{names[0]} and {names[1]} must be on the same device, got {first.device} and {second.device}")
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be on the same device, got {first.device} and {second.device}"
+        )
 
 
 def check_temperature(name: str, value: object, device: torch.device | None) -> float | Tensor:

@@ -1,1 +1,2 @@
-"""Triton kernels, installed as ``dogo_fast.kernels``: one family a file, framework-free (pointers, strides, numbers)."""
+"""Triton kernels, installed as ``dogo_fast.kernels``: one family a file, framework-free (pointers, strides,
+numbers)."""

@@ -1,7 +1,8 @@
 """Tile configurations: a fixed table, so that nothing is tuned (or synchronised) while a CUDA graph is captured.
 
-Every entry compiles for sm_80, sm_90, sm_100 and gfx942 without spilling on sm_90 (``python -m dogo_fast.compile_report``
-prints registers, spills and instruction counts). They were chosen from those reports; none has been timed on a GPU yet.
+Every entry compiles for sm_80, sm_90, sm_100 and gfx942 without spilling on sm_90 (``python -m
+dogo_fast.compile_report`` prints registers, spills and instruction counts). They were chosen from those reports; none
+has been timed on a GPU yet.
 """
 
 from typing import NamedTuple

@@ -2,11 +2,11 @@
 
 Saved statistics, one float32 a row: inverse_norm = 1 / max(‖z‖, 1e-12). A row shorter than 1e-12 has exactly
 inverse_norm = 1e12; its gradient is dz = 1e12 · dẑ (F.normalize's clamp), every other row's is
-dz = (dẑ − ⟨dẑ, ẑ⟩ ẑ) · inverse_norm, applied where dẑ is made (dogo_loss.gradient_kernel).
+dz = (dẑ − ⟨dẑ, ẑ⟩ ẑ) · inverse_norm, applied where dẑ is made (dogo_backward.py).
 
-Rows are first scaled by the power of two below max|z| (exact), so that float32 rows as large as 1e38 are normalised without
-overflow; quotient and root are rounded to nearest, since an error common to a row is divided by the temperature. A NaN or Inf makes
-its whole row NaN: Inf / Inf.
+Rows are first scaled by the power of two below max|z| (exact), so that float32 rows as large as 1e38 are normalised
+without overflow; quotient and root are rounded to nearest, since an error common to a row is divided by the
+temperature. A NaN or Inf makes its whole row NaN: Inf / Inf.
 
 Memory: reads each view once (from cache two times more when a row has several chunks), writes rows × WIDTH once.
 """
@@ -88,12 +88,36 @@ def _normalize_peer(
     i_out = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     if tl.program_id(0) * BLOCK_ROWS < pad_a:
         _normalize_view(
-            p_a, p_out, p_inverse_norm, i_out, i_out, rows_a, stride_a_row, stride_a_column, D, WIDTH, BLOCK_D, BLOCK_ROWS, INTERPRETED
+            p_a,
+            p_out,
+            p_inverse_norm,
+            i_out,
+            i_out,
+            rows_a,
+            stride_a_row,
+            stride_a_column,
+            D,
+            WIDTH,
+            BLOCK_D,
+            BLOCK_ROWS,
+            INTERPRETED,
         )
     else:
         i_rows = i_out - pad_a
         _normalize_view(
-            p_b, p_out, p_inverse_norm, i_rows, i_out, rows_b, stride_b_row, stride_b_column, D, WIDTH, BLOCK_D, BLOCK_ROWS, INTERPRETED
+            p_b,
+            p_out,
+            p_inverse_norm,
+            i_rows,
+            i_out,
+            rows_b,
+            stride_b_row,
+            stride_b_column,
+            D,
+            WIDTH,
+            BLOCK_D,
+            BLOCK_ROWS,
+            INTERPRETED,
         )
 
 
@@ -128,7 +152,8 @@ def normalize_kernel(
     PEERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Both views of every peer in one launch. Grid: ((pad_a + pad_b) / BLOCK_ROWS, PEERS); pad_a is a multiple of BLOCK_ROWS.
+    """Both views of every peer in one launch. Grid: ((pad_a + pad_b) / BLOCK_ROWS, PEERS); pad_a is a multiple of
+    BLOCK_ROWS.
 
     p_a_p [rows_a, D_p], p_b_p [rows_b, D_p]: any strides, any float dtype. p_z_p: [pad_a + pad_b, WIDTH_p].
     p_inverse_norm: [PEERS, pad_a + pad_b] float32.

@@ -1,8 +1,8 @@
 """Building blocks shared by the kernels: tiles of normalised rows, their cosines, temperatures.
 
-Rows live in one padded buffer a peer, [pad_a + pad_b, WIDTH] in the product dtype: view a (or queries) from row 0, view b
-(or keys) from row pad_a. Padding rows and columns are zero, so tiles are loaded without masks, and a padded row adds
-exact zeros to every product.
+Rows live in one padded buffer a peer, [pad_a + pad_b, WIDTH] in the product dtype: view a (or queries) from row 0,
+view b (or keys) from row pad_a. Padding rows and columns are zero, so tiles are loaded without masks, and a padded row
+adds exact zeros to every product.
 """
 
 import triton
@@ -24,8 +24,9 @@ def load_temperature(temperature, IS_TENSOR: tl.constexpr):
 
 @triton.jit
 def narrow(b_x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
-    """float32 to DTYPE, to nearest even. Triton's interpreter cuts bfloat16 off instead: there, round the bits first."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    """float32 to DTYPE, to nearest even. Triton's interpreter cuts bfloat16 off instead: there, round the bits
+    first."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         b_bits = b_x.to(tl.int32, bitcast=True)
         b_bits = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & -65536
         b_x = b_bits.to(tl.float32, bitcast=True)
@@ -43,15 +44,16 @@ def dot(b_x, b_y, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def load_tile(p_rows, i_rows, i_column, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Columns i_column .. i_column + BLOCK_D of the given rows: [rows, BLOCK_D]. 64-bit offsets: rows × WIDTH may pass 2³¹."""
+    """Columns i_column .. i_column + BLOCK_D of the given rows: [rows, BLOCK_D]. 64-bit offsets: rows × WIDTH may pass
+    2³¹."""
     i_columns = i_column + tl.arange(0, BLOCK_D)
     return tl.load(p_rows + i_rows.to(tl.int64)[:, None] * WIDTH + i_columns[None, :])
 
 
 @triton.jit
 def load_tile_again(p_rows, i_rows, i_column, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The same tile for the epilogue of a loop. The hint keeps the compiler from holding the first load's registers through the
-    loop instead: 32 of 255 a thread at 64 rows of 128 bfloat16 columns, which then spilled."""
+    """The same tile for the epilogue of a loop. The hint keeps the compiler from holding the first load's registers
+    through the loop instead: 32 of 255 a thread at 64 rows of 128 bfloat16 columns, which then spilled."""
     i_columns = i_column + tl.arange(0, BLOCK_D)
     p_tile = p_rows + i_rows.to(tl.int64)[:, None] * WIDTH + i_columns[None, :]
     return tl.load(p_tile, eviction_policy="evict_first")
@@ -77,3 +79,12 @@ def cosines(
             b_y_chunk = load_tile(p_rows, i_keys, i_column, WIDTH, BLOCK_D)
             b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, INTERPRETED)
     return b_s
+
+
+@triton.jit
+def logit_difference(b_c_1, b_c_2, rate_1, rate_2, EQUAL_TEMPERATURES: tl.constexpr):
+    """Δ · log₂ e = (c_1 − 1) rate_1 − (c_2 − 1) rate_2, exact for equal cosines at equal temperatures."""
+    b_delta = (b_c_1 - b_c_2) * rate_1
+    if not EQUAL_TEMPERATURES:
+        b_delta += (b_c_2 - 1.0) * (rate_1 - rate_2)
+    return b_delta

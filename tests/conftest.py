@@ -1,4 +1,5 @@
-"""Where the kernels run: on a GPU if there is one, else in Triton's interpreter on the CPU (chosen before Triton is imported)."""
+"""Where the kernels run: on a GPU if there is one, else in Triton's interpreter on the CPU (chosen before Triton is
+imported)."""
 
 import os
 

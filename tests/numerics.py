@@ -1,4 +1,5 @@
-"""The bar of every numerical test: no worse than twice the dense PyTorch formula in the same dtype, both against float64.
+"""The bar of every numerical test: no worse than twice the dense PyTorch formula in the same dtype, both against
+float64.
 
 A loss function here takes tensors and returns one tensor or a tuple; its inputs and temperatures that are tensors are
 differentiated. Errors of values are |x − oracle| / max(1, |oracle|), of gradients ‖x − oracle‖ / ‖oracle‖.
@@ -22,7 +23,9 @@ def evaluate(loss: Loss, inputs: Sequence[Tensor], weights: Tensor | None = None
     total = value if weights is None else (value * weights.to(value.dtype)).sum()
     gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     zeros = [torch.zeros_like(leaf) for leaf in leaves]
-    return value.detach(), [zero if gradient is None else gradient for zero, gradient in zip(zeros, gradients, strict=True)]
+    return value.detach(), [
+        zero if gradient is None else gradient for zero, gradient in zip(zeros, gradients, strict=True)
+    ]
 
 
 def value_error(value: Tensor, oracle: Tensor) -> float:
@@ -47,8 +50,8 @@ def check(
 def check_draws(
     fused: Loss, dense: Loss, draws: Sequence[Sequence[Tensor]], weights: Tensor | None = None, slack: float = SLACK
 ) -> None:
-    """As check, of root-mean-square errors over several draws: where a result is a small difference of large numbers, the
-    error of one draw is a matter of luck on either side."""
+    """As check, of root-mean-square errors over several draws: where a result is a small difference of large numbers,
+    the error of one draw is a matter of luck on either side."""
     ours, plain = [], []
     for inputs in draws:
         _, _, our_errors, plain_errors = _errors(fused, dense, inputs, weights)
@@ -69,7 +72,9 @@ def _errors(
     plain, plain_gradients = evaluate(dense, inputs, weights)
     value, gradients = evaluate(fused, inputs, weights)
     ours, theirs = [value_error(value, oracle)], [value_error(plain, oracle)]
-    for given, gradient, dense_gradient, exact in zip(inputs, gradients, plain_gradients, oracle_gradients, strict=True):
+    for given, gradient, dense_gradient, exact in zip(
+        inputs, gradients, plain_gradients, oracle_gradients, strict=True
+    ):
         assert gradient.shape == exact.shape and gradient.dtype == given.dtype
         ours.append(gradient_error(gradient, exact))
         theirs.append(gradient_error(dense_gradient, exact))

@@ -22,9 +22,7 @@ def losses(temperature: float = 0.5, kd_temperature: float = 0.1, **options: Any
     options.setdefault("kd_weight", (2.0, 0.5))
 
     def fused(*inputs: Tensor) -> Tensor:
-        output = functional.dogo_loss(
-            inputs[:2], inputs[2:], temperature, kd_temperature, backend="triton", **options
-        )
+        output = functional.dogo_loss(inputs[:2], inputs[2:], temperature, kd_temperature, backend="triton", **options)
         return torch.stack(output)
 
     weight = options["kd_weight"]

@@ -98,7 +98,8 @@ def test_zero_rows_in_half_precision_where_the_dense_formula_is_nan(device: torc
 
 @pytest.mark.parametrize("scale", [1e-20, 1e30])
 def test_rows_whose_squares_leave_float32(device: torch.device, scale: float) -> None:
-    """1e30² overflows: the value must be that of the unscaled rows. At 1e-20 the norm is below 1e-12, as F.normalize clamps."""
+    """1e30² overflows: the value must be that of the unscaled rows. At 1e-20 the norm is below 1e-12, as F.normalize
+    clamps."""
     inputs = [scale * tensor for tensor in projections(10, 16, device=device)]
     oracle = reference.nt_xent(*(tensor.double() for tensor in inputs), 0.5)
     assert value_error(functional.nt_xent(*inputs, 0.5, backend="triton"), oracle) <= 1e-6

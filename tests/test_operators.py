@@ -1,4 +1,5 @@
-"""The torch.library operators: schemas, fake kernels, autograd, compilation, launches, memory and what must not happen."""
+"""The torch.library operators: schemas, fake kernels, autograd, compilation, launches, memory and what must not
+happen."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,12 +8,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from dogo_fast.kernels import tiles
 from numerics import projections
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
-from dogo_fast.kernels import tiles
 from dogo_fast.ops import launch
 
 ops = torch.ops.dogo_fast
@@ -67,7 +68,9 @@ def compiled_losses() -> list[Any]:
         return functional.similarity_kl((a, b), (c, d), 0.1, detach_teacher=False, backend="triton")
 
     def nt(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        return functional.nt_xent(a, b, backend="triton") + NTXentLoss(0.2, reduction="none", backend="triton")(c, d).sum()
+        return (
+            functional.nt_xent(a, b, backend="triton") + NTXentLoss(0.2, reduction="none", backend="triton")(c, d).sum()
+        )
 
     def module(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
         return DoGoLoss(backend="triton")((a, b), (c, d)).loss + SimilarityKLLoss(backend="triton")((a, b), (c, d))
@@ -145,7 +148,19 @@ def test_two_runs_give_the_same_bits(device: torch.device) -> None:
 class Computations(TorchDispatchMode):
     """ATen calls that would launch a kernel: everything but allocation and views."""
 
-    FREE = ("empty", "detach", "view", "select", "expand", "alias", "as_strided", "t.", "transpose", "slice", "unsqueeze")
+    FREE = (
+        "empty",
+        "detach",
+        "view",
+        "select",
+        "expand",
+        "alias",
+        "as_strided",
+        "t.",
+        "transpose",
+        "slice",
+        "unsqueeze",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +212,8 @@ def test_the_whole_loss_takes_three_launches_forward_and_two_backward(
 def test_inside_the_operators_nothing_is_computed_but_by_the_kernels(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same below the dispatcher, where the operators' own code runs (the kernels aside: the interpreter computes)."""
+    """The same below the dispatcher, where the operators' own code runs (the kernels aside: the interpreter
+    computes)."""
     from dogo_fast.ops import library
 
     monkeypatch.setattr(launch, "run", lambda *arguments, **switches: None)
@@ -228,7 +244,9 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     """Every buffer of a forward and backward pass, allocated for real and counted; the kernels, whose programs allocate
     nothing, are left out (the interpreter would take hours). N × N would be 256 times the inputs."""
     from dogo_fast.ops import library
@@ -248,9 +266,7 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_float32_gradients(device: to
     inputs = inputs_of(device, N=40)
     arguments = ((inputs[0], inputs[1]), (inputs[2], inputs[3]))
     exact = functional.dogo_loss(*arguments, backend="triton").loss
-    narrow = functional.dogo_loss(
-        *((a.bfloat16(), b.bfloat16()) for a, b in arguments), backend="triton"
-    ).loss
+    narrow = functional.dogo_loss(*((a.bfloat16(), b.bfloat16()) for a, b in arguments), backend="triton").loss
     with torch.autocast(device.type, dtype=torch.bfloat16):
         value = functional.dogo_loss(*arguments, backend="triton").loss
     assert value.dtype == torch.float32 and value != exact
@@ -315,7 +331,8 @@ def copy_rows(p_rows, p_out, i_first, WIDTH: tl.constexpr, ROWS: tl.constexpr): 
 
 
 def test_row_offsets_past_two_to_the_31(device: torch.device) -> None:
-    """A buffer of more than 2³¹ numbers (pages that nobody touches cost nothing on a CPU); its last rows are read back."""
+    """A buffer of more than 2³¹ numbers (pages that nobody touches cost nothing on a CPU); its last rows are read
+    back."""
     rows, width = 2**24 + 16, 128
     buffer = torch.empty(rows * width, dtype=torch.float16, device=device)
     expected = torch.randn(16, width, device=device).half()

@@ -54,9 +54,7 @@ def test_rectangular_and_of_unequal_width(device: torch.device, R: int, C: int, 
 
 @pytest.mark.parametrize("detach_teacher", [True, False])
 @pytest.mark.parametrize("temperatures", [(0.1, 0.05), (0.05, 0.5), (0.02, 0.07), (0.1, None)])
-def test_two_temperatures(
-    device: torch.device, temperatures: tuple[float, float | None], detach_teacher: bool
-) -> None:
+def test_two_temperatures(device: torch.device, temperatures: tuple[float, float | None], detach_teacher: bool) -> None:
     options = {"teacher_temperature": temperatures[1], "detach_teacher": detach_teacher}
     check(*losses(temperatures[0], **options), pairs(37, 50, 24, 17, device=device))
 
@@ -69,8 +67,9 @@ def test_differentiated_teacher_in_every_dtype(device: torch.device, dtype: torc
 @pytest.mark.parametrize("temperature", [0.02, 0.05, 0.1, 0.5])
 @pytest.mark.parametrize("distance", [1e-2, 1e-4])
 def test_nearly_equal_peers(device: torch.device, temperature: float, distance: float) -> None:
-    """P_student − P_teacher is a difference of nearly equal numbers: the KL stays above −1e-6, and the gradient's relative error is
-    bounded by twice that of the dense formula or by the rounding of a cosine (4 × 2⁻²³) over the distance of the peers."""
+    """P_student − P_teacher is a difference of nearly equal numbers: the KL stays above −1e-6, and the gradient's
+    relative error is bounded by twice that of the dense formula or by the rounding of a cosine (4 × 2⁻²³) over the
+    distance of the peers."""
     queries, keys, noise, more = pairs(37, 37, 24, 24, device=device)
     inputs = [queries, keys, queries + distance * noise, keys + distance * more]
     fused, dense = losses(temperature, reduction="none")
@@ -103,8 +102,9 @@ def test_one_confident_key(device: torch.device) -> None:
 
 
 def test_the_gradient_of_a_confident_teacher(device: torch.device) -> None:
-    """P_t (Δ − mean Δ), with P_t nearly 1 at one key, is a difference of numbers near 30 that nearly cancel. The dense formula
-    loses 7e-5 of it; the mean, a quotient of two sums, may cost as much again on either side: four times the dense error."""
+    """P_t (Δ − mean Δ), with P_t nearly 1 at one key, is a difference of numbers near 30 that nearly cancel. The dense
+    formula loses 7e-5 of it; the mean, a quotient of two sums, may cost as much again on either side: four times the
+    dense error."""
     errors = []
     for seed in range(4):
         queries, keys, teacher, noise = pairs(24, 24, 64, 64, device=device, seed=seed)
@@ -113,7 +113,9 @@ def test_the_gradient_of_a_confident_teacher(device: torch.device) -> None:
         _, ours = evaluate(fused, inputs)
         _, plain = evaluate(dense, inputs)
         _, exact = evaluate(dense, [tensor.double() for tensor in inputs])
-        errors.append([(gradient_error(x, z), gradient_error(y, z)) for x, y, z in zip(ours, plain, exact, strict=True)])
+        errors.append(
+            [(gradient_error(x, z), gradient_error(y, z)) for x, y, z in zip(ours, plain, exact, strict=True)]
+        )
     our_mean, dense_mean = torch.tensor(errors).square().mean(0).sqrt().unbind(1)
     assert (our_mean <= 4 * dense_mean + 1e-6).all()
 

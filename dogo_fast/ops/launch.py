@@ -1,7 +1,7 @@
 """Launches of the Triton kernels: sizes, buffers, switches. Nothing here reads a value back from the device.
 
-Forward: normalize, statistics, finalize. Backward: gradient and, where a temperature learns, temperature_gradient. Three
-launches and two, whatever N; every other call only allocates.
+Forward: normalize, statistics, finalize. Backward: gradient and, where a temperature learns, temperature_gradient.
+Three launches and two, whatever N; every other call only allocates.
 """
 
 import functools
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import padded_rows, padded_width, row_chunk
-from dogo_fast.kernels.dogo_loss import finalize_kernel, gradient_kernel, statistics_kernel, temperature_gradient_kernel
+from dogo_fast.kernels.dogo_backward import gradient_kernel, temperature_gradient_kernel
+from dogo_fast.kernels.dogo_forward import finalize_kernel, statistics_kernel
 from dogo_fast.kernels.normalize import normalize_kernel
 from dogo_fast.ops.backend import interpreting
 
@@ -47,7 +48,7 @@ ABSENT = Temperature(None, 1.0)
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs: normalised rows and row statistics; see kernels/dogo_loss.py."""
+    """What the backward pass needs: normalised rows and row statistics; see kernels/dogo_forward.py."""
 
     z_1: Tensor
     z_2: Tensor
@@ -83,21 +84,21 @@ class Problem:
 
     @property
     def pad_a(self) -> int:
-        return padded_rows(self.rows_a)
+        return int(padded_rows(self.rows_a))
 
     @property
     def pad_b(self) -> int:
-        return padded_rows(self.rows_b)
+        return int(padded_rows(self.rows_b))
 
     @property
     def pad(self) -> int:
         return self.pad_a + self.pad_b
 
     def chunk(self, peer: int) -> int:
-        return row_chunk(self.widths[peer], self.products[peer].itemsize)
+        return int(row_chunk(self.widths[peer], self.products[peer].itemsize))
 
     def padded_width(self, peer: int) -> int:
-        return padded_width(self.widths[peer], self.products[peer].itemsize)
+        return int(padded_width(self.widths[peer], self.products[peer].itemsize))
 
     def tiles(self) -> configurations.Configuration:
         chunk = max(self.chunk(peer) for peer in range(self.peers))
@@ -156,40 +157,42 @@ def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) ->
     kernel[grid](*arguments, **switches)
 
 
+def _floats(*shape: int, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
 def allocate_saved(problem: Problem, device: torch.device) -> Saved:
     """Uninitialised buffers; the shapes depend on the problem's sizes and dtypes only."""
     z = [
         torch.empty(problem.pad, problem.padded_width(peer), dtype=problem.products[peer], device=device)
         for peer in range(problem.peers)
     ]
-    f32 = {"dtype": torch.float32, "device": device}
     return Saved(
         z_1=z[0],
         z_2=z[1] if problem.peers == 2 else torch.empty(0, 0, dtype=problem.products[0], device=device),
-        inverse_norm=torch.empty(problem.peers, problem.pad, **f32),
-        nt=torch.empty((problem.peers, 3, problem.pad) if problem.nt else (0, 3, 0), **f32),
-        kl=torch.empty((2, 3, problem.pad_a) if problem.kl else (0, 3, 0), **f32),
+        inverse_norm=_floats(problem.peers, problem.pad, device=device),
+        nt=_floats(*((problem.peers, 3, problem.pad) if problem.nt else (0, 3, 0)), device=device),
+        kl=_floats(*((2, 3, problem.pad_a) if problem.kl else (0, 3, 0)), device=device),
     )
 
 
 def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | None], rows: Tensor | None) -> Saved:
-    """Write the losses to ``values`` (loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2; None: not wanted) and, unless
-    None, every row's value to ``rows``."""
+    """Write the losses to ``values`` (loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2; None: not wanted) and,
+    unless None, every row's value to ``rows``."""
     device = peers[0][0].device
     saved = allocate_saved(problem, device)
     _normalize(problem, peers, saved)
     tile = problem.tiles().statistics
     row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
     splits = configurations.column_splits(row_blocks, problem.rows_b, tile, multiprocessors(device))
-    f32 = {"dtype": torch.float32, "device": device}
-    nt_partial = torch.empty(problem.peers, 3, splits, problem.pad, **f32) if problem.nt else None
-    kl_partial = torch.empty(2, 3, splits, problem.pad_a, **f32) if problem.kl else None
+    nt_partial = _floats(problem.peers, 3, splits, problem.pad, device=device) if problem.nt else None
+    kl_partial = _floats(2, 3, splits, problem.pad_a, device=device) if problem.kl else None
     first, second = problem.kd_temperatures
     temperatures = (problem.temperature.argument, first.argument, second.argument)
     run(
         statistics_kernel, (row_blocks, splits),
-        saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
-        **problem.tile_switches(), BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
+        saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_a, problem.rows_b, problem.pad_a,
+        problem.pad_b, **problem.tile_switches(), BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     run(
@@ -238,10 +241,7 @@ def allocate_gradients(
         for rows in (problem.rows_a, problem.rows_b)
     )
     wanted = (problem.nt, problem.kl, problem.kl and peer_2 == "teacher")
-    scalars = [
-        torch.empty((), dtype=torch.float32, device=device) if temperatures_learn and asked else None
-        for asked in wanted
-    ]
+    scalars = [_floats(device=device) if temperatures_learn and asked else None for asked in wanted]
     return Gradients(views, scalars[0], (scalars[1], scalars[2]))
 
 
@@ -254,21 +254,22 @@ def backward(
     peer_2: str,
     temperatures_learn: bool,
 ) -> Gradients:
-    """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows (``factor``).
+    """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows
+    (``factor``).
 
-    ``dtypes``: of each peer's inputs; ``peer_2``: "student", "teacher" or "none", what the second peer is differentiated as.
+    ``dtypes``: of each peer's inputs; ``peer_2``: "student", "teacher" or "none", what the second peer is
+    differentiated as.
     """
     gradients = allocate_gradients(problem, saved, dtypes, peer_2, temperatures_learn)
     device = saved.z_1.device
     owned = len(gradients.views) // 2
-    f32 = {"dtype": torch.float32, "device": device}
     scratch = [
-        torch.empty(problem.pad, problem.padded_width(peer), **f32)
+        _floats(problem.pad, problem.padded_width(peer), device=device)
         if problem.padded_width(peer) > problem.chunk(peer)
         else None
         for peer in range(owned)
     ]
-    inner = torch.empty(owned, 2, problem.pad, **f32) if temperatures_learn else None
+    inner = _floats(owned, 2, problem.pad, device=device) if temperatures_learn else None
     first, second = problem.kd_temperatures
     temperatures = (problem.temperature.argument, first.argument, second.argument)
     tile = problem.tiles().gradient

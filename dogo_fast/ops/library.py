@@ -1,8 +1,9 @@
 """torch.library operators: schemas, implementations by Triton, fake kernels, autograd.
 
-A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number. ``product`` is the
-dtype in which float32 rows are multiplied: ``"bfloat16"`` or ``"float16"`` under autocast, else ``"float32"``, as
-torch.set_float32_matmul_precision says when the operator runs; 16-bit rows are always multiplied as they are. Besides their values the operators return what their backward reads.
+A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number.
+``product`` is the dtype in which float32 rows are multiplied: ``"bfloat16"`` or ``"float16"`` under autocast, else
+``"float32"``, as torch.set_float32_matmul_precision says when the operator runs; 16-bit rows are always multiplied as
+they are. Besides their values the operators return what their backward reads.
 """
 
 import functools
@@ -42,14 +43,14 @@ _library.define(
     f"{_KL}) -> (Tensor value, {_SAVED})"
 )
 _library.define(
-    f"similarity_kl_backward(Tensor gradient, {_SAVED}, SymInt R, SymInt C, SymInt D, SymInt D_teacher, ScalarType dtype, "
-    f"ScalarType dtype_teacher, {_KL}) -> (Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys, "
+    f"similarity_kl_backward(Tensor gradient, {_SAVED}, SymInt R, SymInt C, SymInt D, SymInt D_teacher, "
+    f"ScalarType dtype, ScalarType dtype_teacher, {_KL}) -> (Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys, "
     "Tensor temperature, Tensor teacher_temperature)"
 )
 _library.define(f"dogo_loss(Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, {_DOGO}) -> ({_VALUES}, {_SAVED})")
 _library.define(
-    f"dogo_loss_backward({_UPSTREAM}, {_SAVED}, SymInt N, SymInt D_1, SymInt D_2, ScalarType dtype_1, ScalarType dtype_2, "
-    f"{_DOGO}) -> (Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, Tensor temperature, Tensor kd_temperature)"
+    f"dogo_loss_backward({_UPSTREAM}, {_SAVED}, SymInt N, SymInt D_1, SymInt D_2, ScalarType dtype_1, "
+    f"ScalarType dtype_2, {_DOGO}) -> (Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, Tensor temperature, Tensor kd_temperature)"
 )
 
 
@@ -219,7 +220,7 @@ def _nt_xent_forward(a: Tensor, b: Tensor, *settings: Any, fake: bool = False) -
     from dogo_fast.ops import launch
 
     *_, reduction, _product = settings
-    problem = _nt_xent_problem(*a.shape, a.dtype, *settings)
+    problem = _nt_xent_problem(a.shape[0], a.shape[1], a.dtype, *settings)
     value = _value(a, 2 * a.shape[0], reduction)
     if fake:
         return value, *launch.allocate_saved(problem, a.device)
@@ -273,7 +274,7 @@ def _similarity_kl_backward(gradient: Tensor, *arguments: Any, fake: bool = Fals
     else:
         upstream, factor = _rows_or_total(gradient, 5)
         gradients = launch.backward(problem, saved, upstream, factor, (dtype, dtype_teacher), peer_2, learns)
-    views = [*gradients.views, None, None][:4]
+    views = (*gradients.views, None, None)[:4]
     return tuple(_given(gradient, saved.z_1) for gradient in (*views, *gradients.kd_temperatures))
 
 
@@ -283,7 +284,7 @@ def _dogo_loss_forward(
     from dogo_fast.ops import launch
 
     problem = _dogo_problem(a_1.shape[0], [(a_1.shape[1], a_1.dtype), (a_2.shape[1], a_2.dtype)], *settings)
-    values = [_scalar(a_1) for _ in DoGoLossOutput._fields]
+    values: list[Any] = [_scalar(a_1) for _ in DoGoLossOutput._fields]
     if fake:
         return *values, *launch.allocate_saved(problem, a_1.device)
     return *values, *launch.forward(problem, ((a_1, b_1), (a_2, b_2)), values, None)
@@ -349,10 +350,10 @@ def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> 
     outputs = torch.ops.dogo_fast.similarity_kl_backward(
         gradient, *saved, *ctx.arguments, tensor, number, teacher_tensor, *settings
     )
-    views: list[Tensor | None]
+    views: list[Any]
     *views, temperature, teacher_temperature = _once("similarity_kl", *outputs)
     if not ctx.teacher_learns:
-        views[2:], teacher_tensor = [None, None], None
+        views[2] = views[3] = teacher_tensor = None
     temperatures = (_like(temperature, tensor), None, _like(teacher_temperature, teacher_tensor), None)
     return *views, *temperatures, None, None, None
 
@@ -389,7 +390,8 @@ def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """The identity on gradients, whose own derivative is an error: without it a second derivative would silently be zero."""
+    """The identity on gradients, whose own derivative is an error: without it a second derivative would silently be
+    zero."""
 
     @staticmethod
     def forward(ctx: Any, name: str, *gradients: Tensor) -> tuple[Tensor, ...]:
