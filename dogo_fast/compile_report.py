@@ -200,7 +200,7 @@ def main() -> None:
 
     lines = [
         f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}",
-        "registers and spilled bytes a thread, shared memory in bytes a program, instructions as they stand in the code",
+        "registers and spilled bytes a thread, shared memory in bytes a program, instructions as in the code",
         HEADER,
     ]
     print("\n".join(lines), flush=True)

@@ -29,8 +29,8 @@ class Configuration(NamedTuple):
 
 # (bytes a number, widest row chunk, large batch) -> tiles
 TABLE = {
-    (2, 64, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    (2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+    (2, 64, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
+    (2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     (2, 128, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     (2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     (2, 256, False): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),

@@ -582,8 +582,8 @@ def temperature_gradient_kernel(
 ):
     """Euler's rule over p_inner, in one program.
 
-    p_kd_gradient_1 and _2: of the temperature that makes each peer's own distribution; where both peers are students they
-    share one, and the first takes the sum.
+    p_kd_gradient_1 and _2: of the temperature that makes each peer's own distribution; where both peers are students
+    they share one, and the first takes the sum.
     """
     pad = pad_a + pad_b
     if NT:

@@ -44,13 +44,15 @@ _library.define(
 )
 _library.define(
     f"similarity_kl_backward(Tensor gradient, {_SAVED}, SymInt R, SymInt C, SymInt D, SymInt D_teacher, "
-    f"ScalarType dtype, ScalarType dtype_teacher, {_KL}) -> (Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys, "
+    f"ScalarType dtype, ScalarType dtype_teacher, {_KL}) -> (Tensor queries, Tensor keys, Tensor teacher_queries, "
+    "Tensor teacher_keys, "
     "Tensor temperature, Tensor teacher_temperature)"
 )
 _library.define(f"dogo_loss(Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, {_DOGO}) -> ({_VALUES}, {_SAVED})")
 _library.define(
     f"dogo_loss_backward({_UPSTREAM}, {_SAVED}, SymInt N, SymInt D_1, SymInt D_2, ScalarType dtype_1, "
-    f"ScalarType dtype_2, {_DOGO}) -> (Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, Tensor temperature, Tensor kd_temperature)"
+    f"ScalarType dtype_2, {_DOGO}) "
+    "-> (Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, Tensor temperature, Tensor kd_temperature)"
 )
 
 
@@ -347,13 +349,13 @@ def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> 
         return (None,) * 11
     *saved, tensor, teacher_tensor = ctx.saved_tensors
     number, settings = ctx.settings
+    views: list[Tensor | None]
     outputs = torch.ops.dogo_fast.similarity_kl_backward(
         gradient, *saved, *ctx.arguments, tensor, number, teacher_tensor, *settings
     )
-    views: list[Any]
     *views, temperature, teacher_temperature = _once("similarity_kl", *outputs)
     if not ctx.teacher_learns:
-        views[2] = views[3] = teacher_tensor = None
+        views, teacher_tensor = [*views[:2], None, None], None
     temperatures = (_like(temperature, tensor), None, _like(teacher_temperature, teacher_tensor), None)
     return *views, *temperatures, None, None, None
 
