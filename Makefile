@@ -1,0 +1,39 @@
+# Everything a fresh machine needs is Python >= 3.10, a C++ compiler and make: each target sets itself up in .venv, once.
+#   make pretrain ARGS="--epochs 5"    make test ARGS="-k data"    PYTHON=python3.12 VENV=/tmp/venv make test
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+# Threads that wait should sleep: spinning makes small operations several times slower when other programs are running.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+BIN := $(VENV)/bin
+INSTALLED_FROM := pyproject.toml setup.py
+
+.PHONY: pretrain test lint compile-report clean
+
+pretrain: $(VENV)/.installed-train
+	$(BIN)/dogo-fast pretrain $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compile-report: $(VENV)/.installed-train
+	$(BIN)/python -m dogo_fast.compile_report $(ARGS)
+
+clean:
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	test ! -e .venv || rm -rf .venv
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: $(INSTALLED_FROM) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
