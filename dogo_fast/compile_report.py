@@ -24,6 +24,7 @@ from unittest import mock
 
 import torch
 
+LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {'kernel':28}{'tile':>9}{'warps':>6}" + (
     f"{'regs':>6}{'spill':>7}{'shared':>8}{'HGMMA':>7}{'EX2':>6}{'LDL+STL':>9}"
@@ -68,7 +69,7 @@ class Compiled:
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """Every entry of the configuration table for the whole loss, and the other losses and variants at D = 128."""
+    """The whole loss in every entry of the configuration table, and at D = 128 the other losses and variants."""
     from dogo_fast.kernels import configurations
 
     dtypes = {2: ("bfloat16", "float16") if full else ("bfloat16",), 4: ("float32",)}
@@ -76,8 +77,12 @@ def cases(full: bool) -> Iterator[Case]:
         for dtype in dtypes[itemsize]:
             yield Case("dogo_loss", dtype, width, 4096 if large else 256, "static")
     yield Case("dogo_loss", "bfloat16", 1024, 4096, "static")
-    variants = ("static", "online", "learnt", "rows") if full else ("online",)
-    for loss, variant in itertools.product(("nt_xent", "similarity_kl", "dogo_loss"), variants):
+    if not full:
+        yield Case("dogo_loss", "bfloat16", 128, 4096, "online")
+        yield Case("nt_xent", "bfloat16", 128, 4096, "rows")
+        yield Case("similarity_kl", "bfloat16", 128, 4096, "learnt")
+        return
+    for loss, variant in itertools.product(LOSSES, ("static", "online", "learnt", "rows")):
         if loss != "dogo_loss" or variant in ("online", "learnt"):
             yield Case(loss, "bfloat16", 128, 4096, variant)
 
@@ -88,8 +93,8 @@ class Launch(NamedTuple):
     switches: dict[str, Any]
 
 
-def launches(case: Case) -> list[Launch]:
-    """The launches of one forward and backward pass, recorded on tensors without memory."""
+def launches(case: Case, target: str) -> list[Launch]:
+    """The launches of one forward and backward pass on a target, recorded on tensors without memory."""
     from dogo_fast.ops import launch, library
 
     recorded: list[Launch] = []
@@ -106,7 +111,7 @@ def launches(case: Case) -> list[Launch]:
     gradient = gradient if case.variant == "rows" else gradient[0]
     reduction = "none" if case.variant == "rows" else "sum"
     settings: tuple[Any, ...]
-    with mock.patch.object(launch, "run", record):
+    with mock.patch.object(launch, "run", record), mock.patch.object(launch, "architecture", lambda device: target):
         if case.loss == "nt_xent":
             settings = (learnt, number, reduction, product)
             saved = library._nt_xent_forward(*views[:2], *settings)[1:]
@@ -184,8 +189,7 @@ def _read_machine_code(cubin: bytes, report: Compiled) -> None:
 
 def compile_case(case: Case, targets: tuple[str, ...]) -> list[Compiled]:
     """All kernels of a case for all targets."""
-    recorded = launches(case)
-    return [compile_launch(launch, target, case) for target in targets for launch in recorded]
+    return [compile_launch(launch, target, case) for target in targets for launch in launches(case, target)]
 
 
 def main() -> None:

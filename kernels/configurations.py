@@ -27,12 +27,15 @@ class Configuration(NamedTuple):
     gradient: Tile
 
 
+LARGE_BATCH = 2048
+"""Rows in a view from which the tiles are sized for throughput; below, for having enough programs."""
+
 # (bytes a number, widest row chunk, large batch) -> tiles
 TABLE = {
     (2, 64, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-    (2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     (2, 128, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-    (2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     (2, 256, False): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
     (2, 256, True): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
     (4, 64, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
@@ -41,8 +44,12 @@ TABLE = {
     (4, 128, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
 }
 
-LARGE_BATCH = 2048
-"""Rows in a view from which the tiles are sized for throughput; below, for having enough programs."""
+# Where one architecture does better than the others. 128 × 64 gradients read each key tile half as often; they fit
+# Hopper's registers without spilling, but spill 688 bytes a thread on sm_80 and 168 on sm_100.
+BY_ARCHITECTURE = {
+    ("sm_90", 2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    ("sm_90", 2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+}
 
 
 def padded_rows(rows: int) -> int:
@@ -63,10 +70,14 @@ def padded_width(D: int, itemsize: int) -> int:
     return -(-D // chunk) * chunk
 
 
-def configuration(chunk: int, itemsize: int, rows: int) -> Configuration:
-    """The tiles for rows in chunks of ``chunk`` columns (the wider peer's) and ``rows`` rows in the larger view."""
+def configuration(architecture: str, chunk: int, itemsize: int, rows: int) -> Configuration:
+    """The tiles for rows in chunks of ``chunk`` columns (the wider peer's) and ``rows`` rows in the larger view.
+
+    ``architecture``: as ``"sm_90"``; one that the table does not know gets tiles that suit them all.
+    """
     bucket = min(size for bytes_each, size, _ in TABLE if bytes_each == itemsize and size >= chunk)
-    return TABLE[itemsize, bucket, rows >= LARGE_BATCH]
+    key = itemsize, bucket, rows >= LARGE_BATCH
+    return BY_ARCHITECTURE.get((architecture, *key), TABLE[key])
 
 
 def column_splits(row_blocks: int, keys: int, tile: Tile, multiprocessors: int) -> int:

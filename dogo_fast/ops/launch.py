@@ -100,10 +100,10 @@ class Problem:
     def padded_width(self, peer: int) -> int:
         return int(padded_width(self.widths[peer], self.products[peer].itemsize))
 
-    def tiles(self) -> configurations.Configuration:
+    def tiles(self, device: torch.device) -> configurations.Configuration:
         chunk = max(self.chunk(peer) for peer in range(self.peers))
         itemsize = max(product.itemsize for product in self.products)
-        return configurations.configuration(chunk, itemsize, max(self.rows_a, self.rows_b))
+        return configurations.configuration(architecture(device), chunk, itemsize, max(self.rows_a, self.rows_b))
 
     def row_blocks(self, tile: configurations.Tile, views: int) -> int:
         return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
@@ -152,6 +152,15 @@ def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """As the configuration table names it; "" where there is no NVIDIA GPU."""
+    if device.type != "cuda" or torch.version.hip:
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
     """Every launch passes here, where tests and the compile report listen."""
     kernel[grid](*arguments, **switches)
@@ -182,7 +191,7 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     device = peers[0][0].device
     saved = allocate_saved(problem, device)
     _normalize(problem, peers, saved)
-    tile = problem.tiles().statistics
+    tile = problem.tiles(device).statistics
     row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
     splits = configurations.column_splits(row_blocks, problem.rows_b, tile, multiprocessors(device))
     nt_partial = _floats(problem.peers, 3, splits, problem.pad, device=device) if problem.nt else None
@@ -272,7 +281,7 @@ def backward(
     inner = _floats(owned, 2, problem.pad, device=device) if temperatures_learn else None
     first, second = problem.kd_temperatures
     temperatures = (problem.temperature.argument, first.argument, second.argument)
-    tile = problem.tiles().gradient
+    tile = problem.tiles(device).gradient
     absent = (None, None)
     run(
         gradient_kernel, (problem.row_blocks(tile, views=2), owned),

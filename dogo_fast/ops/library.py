@@ -349,15 +349,25 @@ def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> 
         return (None,) * 11
     *saved, tensor, teacher_tensor = ctx.saved_tensors
     number, settings = ctx.settings
-    views: list[Tensor | None]
     outputs = torch.ops.dogo_fast.similarity_kl_backward(
         gradient, *saved, *ctx.arguments, tensor, number, teacher_tensor, *settings
     )
-    *views, temperature, teacher_temperature = _once("similarity_kl", *outputs)
-    if not ctx.teacher_learns:
-        views, teacher_tensor = [*views[:2], None, None], None
-    temperatures = (_like(temperature, tensor), None, _like(teacher_temperature, teacher_tensor), None)
-    return *views, *temperatures, None, None, None
+    queries, keys, *teacher, temperature, teacher_temperature = _once("similarity_kl", *outputs)
+    if ctx.teacher_learns:
+        return (
+            queries,
+            keys,
+            *teacher,
+            _like(temperature, tensor),
+            None,
+            _like(teacher_temperature, teacher_tensor),
+            *_NO,
+        )
+    return queries, keys, None, None, _like(temperature, tensor), None, None, *_NO
+
+
+_NO = (None, None, None, None)
+"""Gradients of the teacher's number, the reduction, detach_teacher and product."""
 
 
 def _setup_dogo_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

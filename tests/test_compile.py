@@ -1,0 +1,67 @@
+"""Every kernel in every configuration of the table compiles for every supported GPU, without one.
+
+Compilation runs in a process of its own, since the interpreter's switch is read when the kernels are defined.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dogo_fast import compile_report
+from dogo_fast.kernels import configurations
+
+COLUMNS = re.compile(
+    r"(?P<target>\S+) +(?P<loss>\S+) +(?P<dtype>\S+) +(?P<D>\d+) +(?P<N>\d+) +(?P<variant>\S+) +(?P<kernel>\w+) +"
+    r"(?P<tile>\d+x\d+)? +(?P<warps>\d+) +(?P<registers>\S+) +(?P<spilled>\S+) +(?P<shared>\d+) +(?P<HGMMA>\S+) +\S+ +\S+$"
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The report that ``make compile-report`` prints, as rows."""
+    path: Path = tmp_path_factory.mktemp("report") / "report.txt"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "dogo_fast.compile_report", "--out", str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    matches = [COLUMNS.match(line) for line in path.read_text().splitlines()]
+    return [match.groupdict() for match in matches if match]
+
+
+def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]]) -> None:
+    cases = list(compile_report.cases(full=False))
+    widths = {(2, case.D) if case.dtype == "bfloat16" else (4, case.D) for case in cases if case.loss == "dogo_loss"}
+    assert widths >= {(itemsize, width) for itemsize, width, _ in configurations.TABLE}
+    seen = {(row["target"], row["loss"], row["dtype"], int(row["D"]), int(row["N"]), row["variant"]) for row in rows}
+    assert seen == {(target, *case) for target in compile_report.TARGETS for case in cases}
+    kernels = {row["kernel"] for row in rows}
+    assert kernels == {
+        "normalize_kernel",
+        "statistics_kernel",
+        "finalize_kernel",
+        "gradient_kernel",
+        "temperature_gradient_kernel",
+    }
+
+
+def test_hopper_uses_its_tensor_cores_without_spilling_at_the_usual_width(rows: list[dict[str, str]]) -> None:
+    hopper = [row for row in rows if row["target"] == "sm_90" and row["dtype"] == "bfloat16" and row["D"] == "128"]
+    tiled = [row for row in hopper if row["tile"]]
+    assert {(row["N"], row["kernel"]) for row in tiled} >= {
+        (N, kernel) for N in ("256", "4096") for kernel in ("statistics_kernel", "gradient_kernel")
+    }
+    for row in hopper:
+        assert int(row["spilled"]) == 0, row
+    for row in tiled:
+        assert int(row["HGMMA"]) > 0, row
+
+
+def test_shared_memory_fits_every_target(rows: list[dict[str, str]]) -> None:
+    """What a program may have: 163 KiB on sm_80, 227 KiB on sm_90 and sm_100, 64 KiB on gfx942."""
+    limits = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+    for row in rows:
+        assert int(row["shared"]) <= 1024 * limits[row["target"]], row
