@@ -30,16 +30,12 @@ class Configuration(NamedTuple):
 LARGE_BATCH = 2048
 """Rows in a view from which the tiles are sized for throughput; below, for having enough programs."""
 
-# (bytes a number, widest row chunk, large batch) -> tiles
+# (bytes a number, widest row chunk, large batch) -> tiles; narrower rows take the tiles of the next wider entry
 TABLE = {
-    (2, 64, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-    (2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     (2, 128, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     (2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     (2, 256, False): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
     (2, 256, True): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
-    (4, 64, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 64, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     (4, 128, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (4, 128, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
 }
@@ -47,7 +43,6 @@ TABLE = {
 # Where one architecture does better than the others. 128 × 64 gradients read each key tile half as often; they fit
 # Hopper's registers without spilling, but spill 688 bytes a thread on sm_80 and 168 on sm_100.
 BY_ARCHITECTURE = {
-    ("sm_90", 2, 64, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     ("sm_90", 2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
 }
 

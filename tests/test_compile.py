@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from dogo_fast.kernels import configurations
 
 from dogo_fast import compile_report
-from dogo_fast.kernels import configurations
 
 COLUMNS = re.compile(
     r"(?P<target>\S+) +(?P<loss>\S+) +(?P<dtype>\S+) +(?P<D>\d+) +(?P<N>\d+) +(?P<variant>\S+) +(?P<kernel>\w+) +"
-    r"(?P<tile>\d+x\d+)? +(?P<warps>\d+) +(?P<registers>\S+) +(?P<spilled>\S+) +(?P<shared>\d+) +(?P<HGMMA>\S+) +\S+ +\S+$"
+    r"(?P<tile>\d+x\d+)? +(?P<warps>\d+) +(?P<registers>\S+) +(?P<spilled>\S+) +(?P<shared>\d+) +(?P<HGMMA>\S+) +"
+    r"\S+ +\S+$"
 )
 
 

@@ -1,4 +1,5 @@
-"""What only a GPU can show: capture and replay, no synchronisation, launches as the driver counts them, memory, sanitizer.
+"""What only a GPU can show: capture and replay, no synchronisation, launches as the driver counts them, memory,
+sanitizer.
 
 The numerical tests run there too: their ``device`` fixture has a variant marked gpu.
 """
@@ -112,7 +113,8 @@ def test_peak_memory_at_8192_rows_stays_under_eight_times_the_inputs() -> None:
 
 
 def test_compute_sanitizer_finds_nothing() -> None:
-    """Out-of-bounds and misaligned accesses (memcheck), reads of what nobody wrote (initcheck) are left to the numerics."""
+    """Out-of-bounds and misaligned accesses (memcheck), reads of what nobody wrote (initcheck) are left to the
+    numerics."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not on the PATH")
