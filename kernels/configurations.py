@@ -30,14 +30,21 @@ class Configuration(NamedTuple):
 LARGE_BATCH = 2048
 """Rows in a view from which the tiles are sized for throughput; below, for having enough programs."""
 
-# (bytes a number, widest row chunk, large batch) -> tiles; narrower rows take the tiles of the next wider entry
+WIDE = 4096
+"""The entry for rows of several chunks, however many."""
+
+# (bytes a number, widest row, large batch) -> tiles; narrower rows take the tiles of the next wider entry
 TABLE = {
     (2, 128, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     (2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     (2, 256, False): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
     (2, 256, True): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
+    (2, WIDE, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
+    (2, WIDE, True): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
     (4, 128, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (4, 128, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    (4, WIDE, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, WIDE, True): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
 }
 
 # Where one architecture does better than the others. 128 × 64 gradients read each key tile half as often; they fit
@@ -59,19 +66,25 @@ def row_chunk(D: int, itemsize: int) -> int:
     return whole if whole <= widest else 128
 
 
+def statistics_chunk(D: int, itemsize: int) -> int:
+    """BLOCK_D of the statistics kernel. Four-byte products are made from registers when they must be exact: 128 columns
+    at once spilled 7,216 bytes a thread on sm_90, and this kernel loses nothing by walking shorter chunks."""
+    return min(row_chunk(D, itemsize), 256 if itemsize == 2 else 32)
+
+
 def padded_width(D: int, itemsize: int) -> int:
     """WIDTH: columns of a row in the padded buffer, a multiple of its chunk."""
     chunk = row_chunk(D, itemsize)
     return -(-D // chunk) * chunk
 
 
-def configuration(architecture: str, chunk: int, itemsize: int, rows: int) -> Configuration:
-    """The tiles for rows in chunks of ``chunk`` columns (the wider peer's) and ``rows`` rows in the larger view.
+def configuration(architecture: str, width: int, itemsize: int, rows: int) -> Configuration:
+    """The tiles for padded rows of ``width`` columns (the wider peer's) and ``rows`` rows in the larger view.
 
     ``architecture``: as ``"sm_90"``; one that the table does not know gets tiles that suit them all.
     """
-    bucket = min(size for bytes_each, size, _ in TABLE if bytes_each == itemsize and size >= chunk)
-    key = itemsize, bucket, rows >= LARGE_BATCH
+    widths = [entry for bytes_each, entry, _ in TABLE if bytes_each == itemsize and entry >= min(width, WIDE)]
+    key = itemsize, min(widths), rows >= LARGE_BATCH
     return BY_ARCHITECTURE.get((architecture, *key), TABLE[key])
 
 

@@ -22,7 +22,7 @@ STATIC_LIMIT = 80.0
 """2/T up to which exp((c − 1)/T) of any cosine is a normal float32, so that the shift can be the constant 1."""
 
 NORMALIZE_ROWS = 16
-FINALIZE_ROWS = 2048
+FINALIZE_ROWS = 1024
 INTERPRETED_MULTIPROCESSORS = 4
 
 Pair = tuple[Tensor, Tensor]
@@ -101,9 +101,9 @@ class Problem:
         return int(padded_width(self.widths[peer], self.products[peer].itemsize))
 
     def tiles(self, device: torch.device) -> configurations.Configuration:
-        chunk = max(self.chunk(peer) for peer in range(self.peers))
+        width = max(self.padded_width(peer) for peer in range(self.peers))
         itemsize = max(product.itemsize for product in self.products)
-        return configurations.configuration(architecture(device), chunk, itemsize, max(self.rows_a, self.rows_b))
+        return configurations.configuration(architecture(device), width, itemsize, max(self.rows_a, self.rows_b))
 
     def row_blocks(self, tile: configurations.Tile, views: int) -> int:
         return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
@@ -124,6 +124,17 @@ class Problem:
             "TENSOR_KD_TEMPERATURE_2": second.tensor is not None,
         }
 
+    def chunks(self) -> dict[str, int]:
+        """Columns of a row held at once, where a gradient is summed or rows are normalised."""
+        return {"BLOCK_D_1": self.chunk(0), "BLOCK_D_2": self.chunk(self.peers - 1)}
+
+    def statistics_chunks(self) -> dict[str, int]:
+        chunks = [
+            configurations.statistics_chunk(width, product.itemsize)
+            for width, product in zip(self.widths, self.products, strict=True)
+        ]
+        return {"BLOCK_D_1": chunks[0], "BLOCK_D_2": chunks[-1]}
+
     def statistics_switches(self) -> dict[str, Any]:
         first, second = self.kd_temperatures
         return self.switches() | {
@@ -137,8 +148,6 @@ class Problem:
         return self.statistics_switches() | {
             "WIDTH_1": self.padded_width(0),
             "WIDTH_2": self.padded_width(last),
-            "BLOCK_D_1": self.chunk(0),
-            "BLOCK_D_2": self.chunk(last),
             "PRECISION": self.precision,
             "INTERPRETED": interpreting(),
         }
@@ -201,7 +210,8 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     run(
         statistics_kernel, (row_blocks, splits),
         saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_a, problem.rows_b, problem.pad_a,
-        problem.pad_b, **problem.tile_switches(), BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
+        problem.pad_b, **problem.tile_switches(), **problem.statistics_chunks(),
+        BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     run(
@@ -225,8 +235,7 @@ def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
         *a_1.stride(), *b_1.stride(), *a_2.stride(), *b_2.stride(),
         problem.widths[0], problem.widths[last],
         WIDTH_1=problem.padded_width(0), WIDTH_2=problem.padded_width(last),
-        BLOCK_D_1=problem.chunk(0), BLOCK_D_2=problem.chunk(last),
-        BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(), num_warps=4,
+        **problem.chunks(), BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(), num_warps=4,
     )  # fmt: skip
 
 
@@ -289,7 +298,8 @@ def backward(
         saved.nt, saved.kl, factor, *upstream, *temperatures,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
         problem.nt_scale, problem.kl_scale, *problem.kd_weights,
-        **problem.tile_switches(), PEER_2=peer_2, PER_ROW=factor is not None, TEMPERATURE_GRADIENT=temperatures_learn,
+        **problem.tile_switches(), **problem.chunks(), PEER_2=peer_2, PER_ROW=factor is not None,
+        TEMPERATURE_GRADIENT=temperatures_learn,
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if temperatures_learn:
