@@ -1,8 +1,8 @@
 """Tile configurations: a fixed table, so that nothing is tuned (or synchronised) while a CUDA graph is captured.
 
-Every entry compiles for sm_80, sm_90, sm_100 and gfx942 without spilling on sm_90 (``python -m
-dogo_fast.compile_report`` prints registers, spills and instruction counts). They were chosen from those reports; none
-has been timed on a GPU yet.
+Chosen from what the compiler reports (``python -m dogo_fast.compile_report``: registers, spills, shared memory,
+instructions), not from timings: none has run on a GPU yet. All compile for sm_80, sm_90, sm_100 and gfx942 and fit
+their shared memory; up to 128 sixteen-bit columns none spills on sm_90.
 """
 
 from typing import NamedTuple
@@ -66,9 +66,9 @@ def row_chunk(D: int, itemsize: int) -> int:
     return whole if whole <= widest else 128
 
 
-def statistics_chunk(D: int, itemsize: int) -> int:
-    """BLOCK_D of the statistics kernel. Four-byte products are made from registers when they must be exact: 128 columns
-    at once spilled 7,216 bytes a thread on sm_90, and this kernel loses nothing by walking shorter chunks."""
+def product_chunk(D: int, itemsize: int) -> int:
+    """Columns a cosine is summed at a time. Four-byte products are made from registers when they must be exact: 128
+    columns at once spilled 7,216 bytes a thread in the statistics kernel on sm_90, 32 none."""
     return min(row_chunk(D, itemsize), 256 if itemsize == 2 else 32)
 
 

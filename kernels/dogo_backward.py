@@ -222,6 +222,8 @@ def _gradient_rows(
     WIDTH_OTHER: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_D_OTHER: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_S_OTHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -252,7 +254,7 @@ def _gradient_rows(
         for i_start in range(0, rows, BLOCK_N):
             i_keys = i_start + tl.arange(0, BLOCK_N)
             b_y = load_tile(p_z, base_rows + i_keys, 0, WIDTH, BLOCK_D)
-            b_s = cosines(b_x, b_y, p_z, i_rows, base_rows + i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED)
+            b_s = cosines(b_x, b_y, p_z, i_rows, base_rows + i_keys, WIDTH, BLOCK_D, BLOCK_S, PRECISION, INTERPRETED)
             b_factor_keys = _row_factor(p_factor_rows, i_keys, rows, PER_ROW)
             b_w = _nt_weights(
                 b_s, p_nt, b_u, b_max, base_rows + i_keys, b_factor_keys, nt_coefficient, stride_nt, nt_rate, NT_STATIC
@@ -279,7 +281,7 @@ def _gradient_rows(
         i_local_keys = i_start + tl.arange(0, BLOCK_N)
         i_keys = base_keys + i_local_keys
         b_y = load_tile(p_z, i_keys, 0, WIDTH, BLOCK_D)
-        b_s = cosines(b_x, b_y, p_z, i_rows, i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED)
+        b_s = cosines(b_x, b_y, p_z, i_rows, i_keys, WIDTH, BLOCK_D, BLOCK_S, PRECISION, INTERPRETED)
         b_w = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if NT:
             b_factor_keys = _row_factor(p_factor_keys, i_local_keys, keys, PER_ROW)
@@ -291,7 +293,16 @@ def _gradient_rows(
         if KL:
             b_y_other = load_tile(p_z_other, i_keys, 0, WIDTH_OTHER, BLOCK_D_OTHER)
             b_s_other = cosines(
-                b_x_other, b_y_other, p_z_other, i_rows, i_keys, WIDTH_OTHER, BLOCK_D_OTHER, PRECISION, INTERPRETED
+                b_x_other,
+                b_y_other,
+                p_z_other,
+                i_rows,
+                i_keys,
+                WIDTH_OTHER,
+                BLOCK_D_OTHER,
+                BLOCK_S_OTHER,
+                PRECISION,
+                INTERPRETED,
             )
             if not ROWS_ARE_QUERIES:
                 b_q, b_q_other, b_m, b_m_other, b_mean = _query_statistics(
@@ -409,6 +420,8 @@ def _gradient_peer(
     WIDTH_OTHER: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_D_OTHER: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_S_OTHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -427,7 +440,8 @@ def _gradient_peer(
             nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, i_block * BLOCK_M, 0, pad_a, rows_a, rows_b,
             pad_a + pad_b, D,
             stride_nt, stride_kl, True, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW,
-            TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
+            TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER, BLOCK_S, BLOCK_S_OTHER, BLOCK_M, BLOCK_N,
+            PRECISION, INTERPRETED,
         )  # fmt: skip
     else:
         _gradient_rows(
@@ -436,6 +450,7 @@ def _gradient_peer(
             nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, (i_block - blocks_a) * BLOCK_M, pad_a, 0,
             rows_b, rows_a, pad_a + pad_b, D, stride_nt, stride_kl, False, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC,
             KL_STATIC, EQUAL_TEMPERATURES, PER_ROW, TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER,
+            BLOCK_S, BLOCK_S_OTHER,
             BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
         )  # fmt: skip
 
@@ -490,6 +505,8 @@ def gradient_kernel(
     WIDTH_2: tl.constexpr,
     BLOCK_D_1: tl.constexpr,
     BLOCK_D_2: tl.constexpr,
+    BLOCK_S_1: tl.constexpr,
+    BLOCK_S_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -532,7 +549,7 @@ def gradient_kernel(
             p_z_1, p_z_2, p_inverse_norm, p_gradient_a_1, p_gradient_b_1, p_scratch_1, p_inner, p_nt, p_kl, p_kl_second,
             p_factor, nt_1, kl_1, nt_rate, rate_1, rate_2, rows_a, rows_b, pad_a, pad_b, D_1, pad, pad_a,
             NT, KL, False, True, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW, TEMPERATURE_GRADIENT,
-            WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
+            WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_S_1, BLOCK_S_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
         )  # fmt: skip
     elif PEER_2 != "none":
         p_inner_2 = p_inner
@@ -545,7 +562,8 @@ def gradient_kernel(
             p_z_2, p_z_1, p_inverse_norm + pad, p_gradient_a_2, p_gradient_b_2, p_scratch_2, p_inner_2, p_nt_2,
             p_kl_second, p_kl, p_factor, nt_2, kl_2, nt_rate, rate_2, rate_1, rows_a, rows_b, pad_a, pad_b, D_2,
             pad, pad_a, NT, KL, PEER_2 == "teacher", False, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW,
-            TEMPERATURE_GRADIENT, WIDTH_2, WIDTH_1, BLOCK_D_2, BLOCK_D_1, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
+            TEMPERATURE_GRADIENT, WIDTH_2, WIDTH_1, BLOCK_D_2, BLOCK_D_1, BLOCK_S_2, BLOCK_S_1, BLOCK_M, BLOCK_N,
+            PRECISION, INTERPRETED,
         )  # fmt: skip
 
 

@@ -103,7 +103,9 @@ def _nt_over_keys(
     for i_start in range(start, stop, BLOCK_N):
         i_keys = i_start + tl.arange(0, BLOCK_N)
         b_y = load_tile(p_z, base_keys + i_keys, 0, WIDTH, BLOCK_D)
-        b_s = cosines(b_x, b_y, p_z, base_rows + i_rows, base_keys + i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED)
+        b_s = cosines(
+            b_x, b_y, p_z, base_rows + i_rows, base_keys + i_keys, WIDTH, BLOCK_D, BLOCK_D, PRECISION, INTERPRETED
+        )
         on_diagonal = (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N)
         if on_diagonal:
             m_diagonal = i_rows[:, None] == i_keys[None, :]
@@ -161,9 +163,9 @@ def _joint_over_keys(
         i_keys = i_start + tl.arange(0, BLOCK_N)
         i_buffer = base_keys + i_keys
         b_y_1 = load_tile(p_z_1, i_buffer, 0, WIDTH_1, BLOCK_D_1)
-        b_c_1 = cosines(b_x_1, b_y_1, p_z_1, i_rows, i_buffer, WIDTH_1, BLOCK_D_1, PRECISION, INTERPRETED)
+        b_c_1 = cosines(b_x_1, b_y_1, p_z_1, i_rows, i_buffer, WIDTH_1, BLOCK_D_1, BLOCK_D_1, PRECISION, INTERPRETED)
         b_y_2 = load_tile(p_z_2, i_buffer, 0, WIDTH_2, BLOCK_D_2)
-        b_c_2 = cosines(b_x_2, b_y_2, p_z_2, i_rows, i_buffer, WIDTH_2, BLOCK_D_2, PRECISION, INTERPRETED)
+        b_c_2 = cosines(b_x_2, b_y_2, p_z_2, i_rows, i_buffer, WIDTH_2, BLOCK_D_2, BLOCK_D_2, PRECISION, INTERPRETED)
         b_delta = logit_difference(b_c_1, b_c_2, rate_1, rate_2, EQUAL_TEMPERATURES)
         if i_start + BLOCK_N > keys:
             m_keys = (i_keys < keys)[None, :]

@@ -68,15 +68,23 @@ def cosines(
     i_keys,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Cosines of two row blocks, [rows, keys], given their first chunks b_x, b_y; later chunks are loaded here."""
+    """Cosines of two row blocks, [rows, keys], given their first BLOCK_D columns b_x, b_y.
+
+    Summed BLOCK_S columns at a time, in the forward and in the backward alike: a cosine that is rounded differently in
+    the two makes probabilities that do not sum to 1, an error that 1/T multiplies.
+    """
+    if BLOCK_S < BLOCK_D:
+        b_x = load_tile(p_rows, i_rows, 0, WIDTH, BLOCK_S)
+        b_y = load_tile(p_rows, i_keys, 0, WIDTH, BLOCK_S)
     b_s = dot(b_x, tl.trans(b_y), PRECISION, INTERPRETED)
-    if WIDTH > BLOCK_D:
-        for i_column in range(BLOCK_D, WIDTH, BLOCK_D):
-            b_x_chunk = load_tile(p_rows, i_rows, i_column, WIDTH, BLOCK_D)
-            b_y_chunk = load_tile(p_rows, i_keys, i_column, WIDTH, BLOCK_D)
+    if WIDTH > BLOCK_S:
+        for i_column in range(BLOCK_S, WIDTH, BLOCK_S):
+            b_x_chunk = load_tile(p_rows, i_rows, i_column, WIDTH, BLOCK_S)
+            b_y_chunk = load_tile(p_rows, i_keys, i_column, WIDTH, BLOCK_S)
             b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, INTERPRETED)
     return b_s
 

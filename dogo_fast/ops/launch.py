@@ -128,12 +128,13 @@ class Problem:
         """Columns of a row held at once, where a gradient is summed or rows are normalised."""
         return {"BLOCK_D_1": self.chunk(0), "BLOCK_D_2": self.chunk(self.peers - 1)}
 
-    def statistics_chunks(self) -> dict[str, int]:
+    def product_chunks(self, prefix: str) -> dict[str, int]:
+        """Columns a cosine is summed at a time, the same in the forward and in the backward."""
         chunks = [
-            configurations.statistics_chunk(width, product.itemsize)
+            configurations.product_chunk(width, product.itemsize)
             for width, product in zip(self.widths, self.products, strict=True)
         ]
-        return {"BLOCK_D_1": chunks[0], "BLOCK_D_2": chunks[-1]}
+        return {f"{prefix}_1": chunks[0], f"{prefix}_2": chunks[-1]}
 
     def statistics_switches(self) -> dict[str, Any]:
         first, second = self.kd_temperatures
@@ -210,7 +211,7 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     run(
         statistics_kernel, (row_blocks, splits),
         saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_a, problem.rows_b, problem.pad_a,
-        problem.pad_b, **problem.tile_switches(), **problem.statistics_chunks(),
+        problem.pad_b, **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -298,8 +299,8 @@ def backward(
         saved.nt, saved.kl, factor, *upstream, *temperatures,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
         problem.nt_scale, problem.kl_scale, *problem.kd_weights,
-        **problem.tile_switches(), **problem.chunks(), PEER_2=peer_2, PER_ROW=factor is not None,
-        TEMPERATURE_GRADIENT=temperatures_learn,
+        **problem.tile_switches(), **problem.chunks(), **problem.product_chunks("BLOCK_S"), PEER_2=peer_2,
+        PER_ROW=factor is not None, TEMPERATURE_GRADIENT=temperatures_learn,
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if temperatures_learn:
