@@ -41,8 +41,6 @@ TABLE = {
     (2, 256, True): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
     (2, WIDE, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
     (2, WIDE, True): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
-    (4, 128, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 128, True): Configuration(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     (4, WIDE, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     (4, WIDE, True): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
 }
