@@ -6,6 +6,7 @@ Whatever the user can put right is one line on stderr and exit code 2; a diverge
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import sys
 import time
@@ -36,10 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_installed()
         command = parse(sys.argv[1:] if arguments is None else arguments)
         command()
+        sys.stdout.flush()
     except UserError as error:
         return _fail(f"error: {error}", 2)
     except DivergedError as error:
         return _fail(f"error: {error}", 1)
+    except OSError as error:  # a full disk or a closed pipe behind stdout
+        return _fail(f"error: cannot write the output ({error.strerror})", 1)
     except KeyboardInterrupt as interrupt:
         return _fail(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", 130)
     return 0
@@ -131,4 +135,8 @@ def _first_sentence(box: str) -> str:
 
 def _fail(message: str, code: int) -> int:
     print(f"dogo-fast: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what it still holds cannot be delivered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -119,17 +119,16 @@ def launches(case: Case, target: str) -> list[Launch]:
         if case.loss == "nt_xent":
             settings = (learnt, number, reduction, product)
             saved = library._nt_xent_forward(*views[:2], *settings)[1:]
-            library._nt_xent_backward(gradient, *saved, case.N, case.D, dtype, *settings)
+            library._nt_xent_backward(gradient, *saved, *views[:2], *settings)
         elif case.loss == "similarity_kl":
             settings = (learnt, number, learnt, number / 2, reduction, case.variant == "static", product)
             saved = library._similarity_kl_forward(*views, *settings)[1:]
-            sizes = (case.N, case.N, case.D, case.D, dtype, dtype)
-            library._similarity_kl_backward(gradient, *saved, *sizes, *settings)
+            library._similarity_kl_backward(gradient, *saved, *views, *settings)
         else:
             settings = (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean", product)
             saved = library._dogo_loss_forward(*views, *settings)[7:]
             upstream = (gradient, *[None] * 6)
-            library._dogo_loss_backward(*upstream, *saved, case.N, case.D, case.D, dtype, dtype, *settings)
+            library._dogo_loss_backward(*upstream, *saved, *views, *settings)
     return recorded
 
 

@@ -97,6 +97,7 @@ def similarity_kl(
     if teacher_temperature is not None:
         teacher_temperature = validation.check_temperature("teacher_temperature", teacher_temperature, device)
     validation.check_choice("reduction", reduction, KL_REDUCTIONS)
+    validation.check_flag("detach_teacher", detach_teacher)
     if resolve_backend(backend, (*student, *teacher)) == "reference":
         queries, keys, teacher_queries, teacher_keys = _wide(*student, *teacher)
         return _exactly(reference.similarity_kl)(
@@ -195,9 +196,9 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _wide_number(temperature: float | Tensor) -> float | Tensor:
-    """The temperature, where not above 0 replaced by NaN (numbers were checked already)."""
+    """The temperature, NaN where it is not finite and above 0 (numbers were checked already)."""
     if isinstance(temperature, Tensor):
-        return torch.where(temperature > 0, temperature, torch.nan)
+        return torch.where((temperature > 0) & (temperature < torch.inf), temperature, torch.nan)
     return temperature
 
 
@@ -205,7 +206,10 @@ def _exactly(function: Callable[..., T]) -> Callable[..., T]:
     """The function outside autocast, which would round the similarities to 16 bits."""
 
     def outside(*args, **kwargs):  # type: ignore[no-untyped-def]  # torch.compile fails on guards of annotations here
-        with torch.autocast(_device_type(args), enabled=False):
+        kind = _device_type(args)
+        if not torch.amp.is_autocast_available(kind):
+            return function(*args, **kwargs)
+        with torch.autocast(kind, enabled=False):
             return function(*args, **kwargs)
 
     return outside

@@ -147,10 +147,15 @@ class SimSiamLoss(nn.Module):
 
 
 def _set_temperature(module: nn.Module, name: str, value: float | Tensor | None) -> None:
-    """Check and keep a temperature; a tensor moves with the module (as the parameter it is, or as a buffer)."""
+    """Check and keep a temperature; a tensor moves with the module, as the parameter it is or as a buffer."""
     if value is not None:
         value = validation.check_temperature(name, value, value.device if isinstance(value, Tensor) else None)
-    if isinstance(value, Tensor) and not value.requires_grad:
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        if value.requires_grad:
+            raise ValueError(
+                f"{name} must be a number, an nn.Parameter (then it is learnt) or a tensor without gradient, "
+                f"got {validation.describe(value)} that requires a gradient: wrap it in nn.Parameter"
+            )
         module.register_buffer(name, value)
     else:
         setattr(module, name, value)

@@ -1,11 +1,17 @@
 """Checks of what users pass to the losses. Each failure names the argument, what it was and what is allowed."""
 
 import math
+import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGEST_FLOAT = sys.float_info.max
+SMALLEST_TEMPERATURE = 1e-30
+"""Below, 1/temperature overflows float32."""
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -14,7 +20,8 @@ def describe(value: object) -> str:
     """A short text for an error message: tensors by shape, dtype and device, everything else by repr."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
 def check_rows(name: str, value: object) -> Tensor:
@@ -23,6 +30,8 @@ def check_rows(name: str, value: object) -> Tensor:
         raise TypeError(f"{name} must be a torch.Tensor of shape [N, D], got {describe(value)}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {value.layout}")
     if value.dim() != 2 or value.shape[1] < 1 or value.shape[0] < 1:
         raise ValueError(f"{name} must have shape [N, D] with N and D at least 1, got {describe(value)}")
     return value
@@ -86,7 +95,7 @@ def check_temperature(name: str, value: object, device: torch.device | None) -> 
     NaN losses instead.
     """
     if isinstance(value, Tensor):
-        if value.dim() != 0 or not value.dtype.is_floating_point:
+        if value.dim() != 0 or value.dtype not in FLOAT_DTYPES:
             raise ValueError(f"{name} must be a number or a 0-d floating-point tensor, got {describe(value)}")
         if device is not None and value.device != device:
             raise ValueError(f"{name} must be on the inputs' device {device}, got {describe(value)}")
@@ -94,16 +103,32 @@ def check_temperature(name: str, value: object, device: torch.device | None) -> 
     number = check_number(name, value)
     if number <= 0:
         raise ValueError(f"{name} must be finite and above 0, got {number}")
+    if number < SMALLEST_TEMPERATURE:
+        raise ValueError(f"{name} must be at least {SMALLEST_TEMPERATURE}, got {number}")
     return number
 
 
 def check_number(name: str, value: object) -> float:
-    """A finite real number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A finite real number, Python's or NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not -math.inf < value < math.inf:  # not math.isfinite, which torch.compile cannot trace
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    if isinstance(value, float):
+        number = value
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+    if not -LARGEST_FLOAT <= number <= LARGEST_FLOAT:  # not math.isfinite, which torch.compile cannot trace
+        raise ValueError(f"{name} must be finite, got {describe(value)}")
+    return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return value
 
 
 def check_weights(name: str, value: object) -> tuple[float, float]:

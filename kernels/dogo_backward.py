@@ -11,8 +11,9 @@ Gradient table, of cosines; g is the upstream gradient times the reduction's sca
 of rows, and of temperatures:
 
     dẑ_i = Σ_j w_ij ẑ_j            dz_i = (dẑ_i − ⟨dẑ_i, ẑ_i⟩ ẑ_i)/‖z_i‖
-    A loss depends on cosine/temperature only, so by Euler's rule dL/dτ = −1/(2τ) Σ_i ⟨dẑ_i, ẑ_i⟩ over all rows for
-    NT-Xent, and dL/dT = −1/T Σ_i ⟨dẑ_i, ẑ_i⟩ over the queries for the KL: ⟨dẑ_i, ẑ_i⟩ is there already.
+    A loss depends on cosine/temperature only: dL/dτ = −1/(2τ) Σ_ij w_ij s_ij over all rows for NT-Xent (each s_ij
+    stands in two rows), and dL/dT = −1/T Σ_ij w_ij (c_ij − m_i) over the queries for the KL, whose weights sum to 0 in
+    every row.
 
 Cosines are recomputed. Memory: the gradients, and a float32 scratch of rows wider than BLOCK_D. Nothing of size N × N;
 no atomics: every row has one owner that walks all keys and writes its gradient once, so two runs give the same bits.
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .normalize import CLAMPED
-from .tiles import LN_2, LOG2_E, cosines, dot, load_temperature, load_tile, load_tile_again, logit_difference, narrow
+from .tiles import LN_2, LOG2_E, cosines, dot, load_temperature, load_tile, load_tile_again, narrow
 
 
 @triton.jit
@@ -74,24 +75,24 @@ def _kl_weights(
     rate_other,
     IS_TEACHER: tl.constexpr,
     STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
 ):
     """w_ij of the KL; q = g/(T E), m and the teacher's mean Δ belong to queries and come broadcast along their axis."""
     if STATIC:
         b_e_other = tl.exp2(b_c_other * rate_other - rate_other)
-        b_delta = logit_difference(b_c_own, b_c_other, rate_own, rate_other, EQUAL_TEMPERATURES)
+        b_delta = (b_c_own - b_c_other) * rate_own
         b_ratio = tl.exp2(b_delta)
         if IS_TEACHER:
             b_w = b_e_other * b_ratio * b_q_own * (b_delta - b_mean)
         else:
             b_w = b_e_other * (b_ratio * b_q_own - b_q_other)
     else:
-        b_w = tl.exp2((b_c_own - b_m_own) * rate_own) * b_q_own
+        b_logit_own = (b_c_own - b_m_own) * rate_own
+        b_logit_other = (b_c_other - b_m_other) * rate_other
+        b_w = tl.exp2(b_logit_own) * b_q_own
         if IS_TEACHER:
-            b_delta = logit_difference(b_c_own, b_c_other, rate_own, rate_other, EQUAL_TEMPERATURES)
-            b_w *= b_delta - b_mean
+            b_w *= b_logit_own - b_logit_other - b_mean
         else:
-            b_w -= tl.exp2((b_c_other - b_m_other) * rate_other) * b_q_other
+            b_w -= tl.exp2(b_logit_other) * b_q_other
     return b_w
 
 
@@ -215,7 +216,6 @@ def _gradient_rows(
     IS_FIRST: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     PER_ROW: tl.constexpr,
     TEMPERATURE_GRADIENT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -245,6 +245,7 @@ def _gradient_rows(
             )
         tl.debug_barrier()
 
+    b_nt_inner = tl.zeros([BLOCK_M], tl.float32)
     if NT:
         b_factor = _row_factor(p_factor_rows, i_local, rows, PER_ROW)
         b_u = nt_coefficient * b_factor * tl.load(p_nt + i_rows)
@@ -263,6 +264,8 @@ def _gradient_rows(
                 b_w = tl.where(i_local[:, None] == i_keys[None, :], 0.0, b_w)
             if i_start + BLOCK_N > rows:
                 b_w = tl.where((i_keys < rows)[None, :], b_w, 0.0)
+            if TEMPERATURE_GRADIENT:
+                b_nt_inner += tl.sum(b_w * b_s, 1)
             b_acc = _add_products(
                 b_acc, b_w, b_y, p_z, p_scratch, i_rows, base_rows + i_keys, WIDTH, BLOCK_D, PRECISION, INTERPRETED
             )
@@ -290,6 +293,8 @@ def _gradient_rows(
             )
             if (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N):
                 b_w = tl.where(i_local[:, None] == i_local_keys[None, :], 0.0, b_w)
+            if TEMPERATURE_GRADIENT:
+                b_nt_inner += tl.sum(tl.where((i_local_keys < keys)[None, :], b_w, 0.0) * b_s, 1)
         if KL:
             b_y_other = load_tile(p_z_other, i_keys, 0, WIDTH_OTHER, BLOCK_D_OTHER)
             b_s_other = cosines(
@@ -313,10 +318,10 @@ def _gradient_rows(
                 b_m, b_m_other = b_m[None, :], b_m_other[None, :]
             b_kl_w = _kl_weights(
                 b_s, b_s_other, b_q, b_q_other, b_m, b_m_other, b_mean, rate, rate_other,
-                IS_TEACHER, KL_STATIC, EQUAL_TEMPERATURES,
+                IS_TEACHER, KL_STATIC,
             )  # fmt: skip
-            if TEMPERATURE_GRADIENT:
-                b_kl_inner += tl.sum(tl.where((i_local_keys < keys)[None, :], b_kl_w, 0.0) * b_s, 1)
+            if TEMPERATURE_GRADIENT and ROWS_ARE_QUERIES:
+                b_kl_inner += tl.sum(tl.where((i_local_keys < keys)[None, :], b_kl_w, 0.0) * (b_s - b_m), 1)
             b_w += b_kl_w
         if i_start + BLOCK_N > keys:
             # a padded key's cosine, 0, may lie far above a row's maximum: its exponential may be infinite
@@ -332,20 +337,24 @@ def _gradient_rows(
             p_nt + 2 * stride_nt + base_keys + i_local
         )
         b_pull *= nt_coefficient
-        b_acc -= b_pull[:, None] * load_tile(p_z, base_keys + i_local, 0, WIDTH, BLOCK_D).to(tl.float32)
+        b_positive = load_tile(p_z, base_keys + i_local, 0, WIDTH, BLOCK_D).to(tl.float32)
+        b_acc -= b_pull[:, None] * b_positive
+        b_nt_inner -= b_pull * tl.sum(b_positive * b_x.to(tl.float32), 1)
     b_inner = tl.sum(b_acc * b_x.to(tl.float32), 1)
     if WIDTH > BLOCK_D:
         for i_column in range(BLOCK_D, WIDTH, BLOCK_D):
             p_tile = _scratch_tile(p_scratch, i_rows, i_column, WIDTH, BLOCK_D)
             b_chunk = tl.load(p_tile)
+            b_x_chunk = load_tile(p_z, i_rows, i_column, WIDTH, BLOCK_D).to(tl.float32)
             if NT:
                 b_positive = load_tile(p_z, base_keys + i_local, i_column, WIDTH, BLOCK_D).to(tl.float32)
                 b_chunk -= b_pull[:, None] * b_positive
+                b_nt_inner -= b_pull * tl.sum(b_positive * b_x_chunk, 1)
                 tl.store(p_tile, b_chunk)
-            b_inner += tl.sum(b_chunk * load_tile(p_z, i_rows, i_column, WIDTH, BLOCK_D).to(tl.float32), 1)
+            b_inner += tl.sum(b_chunk * b_x_chunk, 1)
         tl.debug_barrier()
     if TEMPERATURE_GRADIENT:
-        tl.store(p_inner + i_rows, b_inner - b_kl_inner)
+        tl.store(p_inner + i_rows, b_nt_inner)
         tl.store(p_inner + pad + i_rows, b_kl_inner)
 
     b_scale = tl.load(p_inverse_norm + i_rows)
@@ -413,7 +422,6 @@ def _gradient_peer(
     IS_FIRST: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     PER_ROW: tl.constexpr,
     TEMPERATURE_GRADIENT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -439,7 +447,7 @@ def _gradient_peer(
             p_factor_b,
             nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, i_block * BLOCK_M, 0, pad_a, rows_a, rows_b,
             pad_a + pad_b, D,
-            stride_nt, stride_kl, True, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW,
+            stride_nt, stride_kl, True, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC, KL_STATIC, PER_ROW,
             TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER, BLOCK_S, BLOCK_S_OTHER, BLOCK_M, BLOCK_N,
             PRECISION, INTERPRETED,
         )  # fmt: skip
@@ -449,7 +457,7 @@ def _gradient_peer(
             p_factor,
             nt_coefficient, kl_coefficient, nt_rate, rate, rate_other, (i_block - blocks_a) * BLOCK_M, pad_a, 0,
             rows_b, rows_a, pad_a + pad_b, D, stride_nt, stride_kl, False, NT, KL, IS_TEACHER, IS_FIRST, NT_STATIC,
-            KL_STATIC, EQUAL_TEMPERATURES, PER_ROW, TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER,
+            KL_STATIC, PER_ROW, TEMPERATURE_GRADIENT, WIDTH, WIDTH_OTHER, BLOCK_D, BLOCK_D_OTHER,
             BLOCK_S, BLOCK_S_OTHER,
             BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
         )  # fmt: skip
@@ -495,7 +503,6 @@ def gradient_kernel(
     PEER_2: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
     TENSOR_KD_TEMPERATURE_1: tl.constexpr,
     TENSOR_KD_TEMPERATURE_2: tl.constexpr,
@@ -516,7 +523,8 @@ def gradient_kernel(
 
     p_loss .. p_kl_2: upstream gradients of the 0-d outputs, None where there is none; p_factor: those of rows
     when PER_ROW. PEER_2: "student", "teacher", or "none" (peer 2 is absent or constant).
-    p_inner: [peers, (NT-Xent, KL), pad_a + pad_b], ⟨dẑ, ẑ⟩ of every row, written when TEMPERATURE_GRADIENT.
+    p_inner: [peers, (NT-Xent, KL), pad_a + pad_b], Σ_j w_ij s_ij and Σ_j w_ij (c_ij − m_i) of every row, the latter of
+    queries only; written when TEMPERATURE_GRADIENT.
     """
     pad = pad_a + pad_b
     nt_1, nt_2, kl_1, kl_2 = 0.0, 0.0, 0.0, 0.0
@@ -548,7 +556,7 @@ def gradient_kernel(
         _gradient_peer(
             p_z_1, p_z_2, p_inverse_norm, p_gradient_a_1, p_gradient_b_1, p_scratch_1, p_inner, p_nt, p_kl, p_kl_second,
             p_factor, nt_1, kl_1, nt_rate, rate_1, rate_2, rows_a, rows_b, pad_a, pad_b, D_1, pad, pad_a,
-            NT, KL, False, True, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW, TEMPERATURE_GRADIENT,
+            NT, KL, False, True, NT_STATIC, KL_STATIC, PER_ROW, TEMPERATURE_GRADIENT,
             WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_S_1, BLOCK_S_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
         )  # fmt: skip
     elif PEER_2 != "none":
@@ -561,7 +569,7 @@ def gradient_kernel(
         _gradient_peer(
             p_z_2, p_z_1, p_inverse_norm + pad, p_gradient_a_2, p_gradient_b_2, p_scratch_2, p_inner_2, p_nt_2,
             p_kl_second, p_kl, p_factor, nt_2, kl_2, nt_rate, rate_2, rate_1, rows_a, rows_b, pad_a, pad_b, D_2,
-            pad, pad_a, NT, KL, PEER_2 == "teacher", False, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, PER_ROW,
+            pad, pad_a, NT, KL, PEER_2 == "teacher", False, NT_STATIC, KL_STATIC, PER_ROW,
             TEMPERATURE_GRADIENT, WIDTH_2, WIDTH_1, BLOCK_D_2, BLOCK_D_1, BLOCK_S_2, BLOCK_S_1, BLOCK_M, BLOCK_N,
             PRECISION, INTERPRETED,
         )  # fmt: skip
@@ -598,7 +606,7 @@ def temperature_gradient_kernel(
     TENSOR_KD_TEMPERATURE_2: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Euler's rule over p_inner, in one program.
+    """Sums of p_inner over rows, in one program.
 
     p_kd_gradient_1 and _2: of the temperature that makes each peer's own distribution; where both peers are students
     they share one, and the first takes the sum.

@@ -4,15 +4,16 @@ Peer p has normalised rows ẑ = [â; b̂] (normalize.py), 2N of them for NT-Xen
 s_ij = ⟨ẑ_i, ẑ_j⟩, c_ij = ⟨â_i, b̂_j⟩; float32, exponentials in base 2 (rate = log₂ e / temperature).
 
     NT-Xent     r_i = Σ_{j≠i,pos(i)} exp((s_ij − m_i)/τ)          nt_i = log(1 + r_i exp((m_i − s_{i,pos(i)})/τ))
-    KL          E_p,i = Σ_j exp((c_p,ij − m_p,i)/T_p)             Δ_ij = (c_1,ij − 1)/T_1 − (c_2,ij − 1)/T_2
-                X_2,i = Σ_j exp((c_2,ij − m_2,i)/T_2) Δ_ij        X_1,i = Σ_j exp((c_1,ij − m_1,i)/T_1) Δ_ij
-                KL(P₂ ‖ P₁)_i =  (m_1 − 1)/T_1 − (m_2 − 1)/T_2 + log(E_1/E_2) − X_2/E_2
-                KL(P₁ ‖ P₂)_i = −(m_1 − 1)/T_1 + (m_2 − 1)/T_2 − log(E_1/E_2) + X_1/E_1
+    KL          E_p,i = Σ_j exp(x_p,ij),  x_p,ij = (c_p,ij − m_p,i)/T_p          Δ_ij = x_1,ij − x_2,ij
+                X_1,i = Σ_j exp(x_1,ij) Δ_ij                      KL(P₁ ‖ P₂)_i = X_1/E_1 − log(E_1/E_2)
+                X_2,i = Σ_j exp(x_2,ij) Δ_ij                      KL(P₂ ‖ P₁)_i = log(E_1/E_2) − X_2/E_2
 
-The shift m is the constant 1 (STATIC: a cosine cannot exceed 1; needs 2/T ≤ 80, so that exp(−2/T) is a normal number)
-or the running maximum of the row. It is subtracted from cosines before the division by the temperature: at T = 0.02
-this keeps the exponent of a confident positive exact, where s/T − 1/T would lose 2e-6. For the KL, exp(x_1) is
-exp(x_2) · exp(Δ) when STATIC, so that the rounding of nearly equal peers cancels: equal peers give exactly 0.
+The shift m is the constant 1 (STATIC: a cosine cannot exceed 1; needs 2/T ≤ 60, so that exp(−2/T), and 1 over it times
+a loss scale, stay normal numbers; for the KL also equal temperatures) or the running maximum of the row. It is
+subtracted from cosines before the division by the temperature: at T = 0.02 this keeps the exponent of a confident
+positive exact, where s/T − 1/T would lose 2e-6. Δ is anchored at the maxima too: at temperatures 10 and 0.01 both
+terms of the KL would else be near 100 and cancel. When STATIC, exp(x_1) is exp(x_2) · exp(Δ), so that the rounding of
+nearly equal peers cancels: equal peers give exactly 0.
 
 Legend of the statistics (float32). The statistics kernel writes, for every column split,
     nt_partial [PEERS, (r, m, s_pos), SPLITS, pad_a + pad_b]      kl_partial [2, (E, X, m), SPLITS, pad_a]
@@ -27,15 +28,18 @@ of sums, so two runs give the same bits.
 import triton
 import triton.language as tl
 
-from .tiles import LN_2, LOG2_E, cosines, load_temperature, load_tile, logit_difference
+from .tiles import LN_2, LOG2_E, cosines, load_temperature, load_tile
 
 # Below every cosine, rounding included: the shift of a row that has seen no key yet.
 NO_KEY_YET = tl.constexpr(-2.0)
+# In place of the cosine of a pair that does not count: its exponential is 0, and differences of two stay finite.
+LEFT_OUT = tl.constexpr(-1e30)
 
 
 @triton.jit
 def _add_to_row_sum(b_s, b_sum, b_max, rate, STATIC: tl.constexpr):
-    """Add the exponentials of a tile of cosines (−inf: left out) to the row sums; rate = log₂ e / τ."""
+    """Add the exponentials of a tile of cosines (LEFT_OUT where they do not count) to the row sums; rate = log₂ e /
+    τ."""
     if STATIC:
         b_sum += tl.sum(tl.exp2(b_s * rate - rate), 1)
     else:
@@ -46,26 +50,28 @@ def _add_to_row_sum(b_s, b_sum, b_max, rate, STATIC: tl.constexpr):
 
 
 @triton.jit
-def _add_to_kl_sums(
-    b_c_1, b_c_2, b_delta, b_e_1, b_x_1, b_m_1, b_e_2, b_x_2, b_m_2, rate_1, rate_2, STATIC: tl.constexpr
-):
-    """Add a tile to (E, X, m) of both peers; cosines are −inf where left out, Δ (in base 2) is finite everywhere."""
+def _add_to_kl_sums(b_c_1, b_c_2, b_e_1, b_x_1, b_m_1, b_e_2, b_x_2, b_m_2, rate_1, rate_2, STATIC: tl.constexpr):
+    """Add a tile of cosines (LEFT_OUT where they do not count) to (E, X, m) of both peers."""
     if STATIC:
         b_exp_2 = tl.exp2(b_c_2 * rate_2 - rate_2)
+        b_delta = (b_c_1 - b_c_2) * rate_1
         b_exp_1 = b_exp_2 * tl.exp2(b_delta)
     else:
         b_new_m_1 = tl.maximum(b_m_1, tl.max(b_c_1, 1))
         b_new_m_2 = tl.maximum(b_m_2, tl.max(b_c_2, 1))
-        b_keep_1 = tl.exp2((b_m_1 - b_new_m_1) * rate_1)
-        b_keep_2 = tl.exp2((b_m_2 - b_new_m_2) * rate_2)
-        b_e_1 *= b_keep_1
-        b_x_1 *= b_keep_1
-        b_e_2 *= b_keep_2
-        b_x_2 *= b_keep_2
+        b_moved_1 = (b_m_1 - b_new_m_1) * rate_1
+        b_moved_2 = (b_m_2 - b_new_m_2) * rate_2
+        b_x_1 = (b_x_1 + b_e_1 * (b_moved_1 - b_moved_2)) * tl.exp2(b_moved_1)
+        b_x_2 = (b_x_2 + b_e_2 * (b_moved_1 - b_moved_2)) * tl.exp2(b_moved_2)
+        b_e_1 *= tl.exp2(b_moved_1)
+        b_e_2 *= tl.exp2(b_moved_2)
         b_m_1 = b_new_m_1
         b_m_2 = b_new_m_2
-        b_exp_1 = tl.exp2((b_c_1 - b_m_1[:, None]) * rate_1)
-        b_exp_2 = tl.exp2((b_c_2 - b_m_2[:, None]) * rate_2)
+        b_logit_1 = (b_c_1 - b_m_1[:, None]) * rate_1
+        b_logit_2 = (b_c_2 - b_m_2[:, None]) * rate_2
+        b_exp_1 = tl.exp2(b_logit_1)
+        b_exp_2 = tl.exp2(b_logit_2)
+        b_delta = b_logit_1 - b_logit_2
     b_e_1 += tl.sum(b_exp_1, 1)
     b_e_2 += tl.sum(b_exp_2, 1)
     b_x_1 += tl.sum(b_exp_1 * b_delta, 1)
@@ -111,9 +117,9 @@ def _nt_over_keys(
             m_diagonal = i_rows[:, None] == i_keys[None, :]
             if not SAME_VIEW:
                 b_positive += tl.sum(tl.where(m_diagonal, b_s, 0.0), 1)
-            b_s = tl.where(m_diagonal, float("-inf"), b_s)
+            b_s = tl.where(m_diagonal, LEFT_OUT, b_s)
         if i_start + BLOCK_N > keys:
-            b_s = tl.where((i_keys < keys)[None, :], b_s, float("-inf"))
+            b_s = tl.where((i_keys < keys)[None, :], b_s, LEFT_OUT)
         b_sum, b_max = _add_to_row_sum(b_s, b_sum, b_max, rate, STATIC)
     return b_sum, b_max, b_positive
 
@@ -141,7 +147,6 @@ def _joint_over_keys(
     NT: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     WIDTH_1: tl.constexpr,
     WIDTH_2: tl.constexpr,
     BLOCK_D_1: tl.constexpr,
@@ -166,11 +171,10 @@ def _joint_over_keys(
         b_c_1 = cosines(b_x_1, b_y_1, p_z_1, i_rows, i_buffer, WIDTH_1, BLOCK_D_1, BLOCK_D_1, PRECISION, INTERPRETED)
         b_y_2 = load_tile(p_z_2, i_buffer, 0, WIDTH_2, BLOCK_D_2)
         b_c_2 = cosines(b_x_2, b_y_2, p_z_2, i_rows, i_buffer, WIDTH_2, BLOCK_D_2, BLOCK_D_2, PRECISION, INTERPRETED)
-        b_delta = logit_difference(b_c_1, b_c_2, rate_1, rate_2, EQUAL_TEMPERATURES)
         if i_start + BLOCK_N > keys:
             m_keys = (i_keys < keys)[None, :]
-            b_c_1 = tl.where(m_keys, b_c_1, float("-inf"))
-            b_c_2 = tl.where(m_keys, b_c_2, float("-inf"))
+            b_c_1 = tl.where(m_keys, b_c_1, LEFT_OUT)
+            b_c_2 = tl.where(m_keys, b_c_2, LEFT_OUT)
         if NT:
             b_s_1 = b_c_1
             b_s_2 = b_c_2
@@ -178,12 +182,12 @@ def _joint_over_keys(
                 m_diagonal = i_rows[:, None] == i_keys[None, :]
                 b_positive_1 += tl.sum(tl.where(m_diagonal, b_c_1, 0.0), 1)
                 b_positive_2 += tl.sum(tl.where(m_diagonal, b_c_2, 0.0), 1)
-                b_s_1 = tl.where(m_diagonal, float("-inf"), b_c_1)
-                b_s_2 = tl.where(m_diagonal, float("-inf"), b_c_2)
+                b_s_1 = tl.where(m_diagonal, LEFT_OUT, b_c_1)
+                b_s_2 = tl.where(m_diagonal, LEFT_OUT, b_c_2)
             b_sum_1, b_max_1 = _add_to_row_sum(b_s_1, b_sum_1, b_max_1, nt_rate, NT_STATIC)
             b_sum_2, b_max_2 = _add_to_row_sum(b_s_2, b_sum_2, b_max_2, nt_rate, NT_STATIC)
         b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2 = _add_to_kl_sums(
-            b_c_1, b_c_2, b_delta, b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2, rate_1, rate_2, KL_STATIC
+            b_c_1, b_c_2, b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2, rate_1, rate_2, KL_STATIC
         )
     kl_sums = (b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2)
     return b_sum_1, b_max_1, b_positive_1, b_sum_2, b_max_2, b_positive_2, kl_sums
@@ -252,7 +256,6 @@ def _joint_rows(
     NT: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     WIDTH_1: tl.constexpr,
     WIDTH_2: tl.constexpr,
     BLOCK_D_1: tl.constexpr,
@@ -284,7 +287,7 @@ def _joint_rows(
     b_sum_1, b_max_1, b_positive_1, b_sum_2, b_max_2, b_positive_2, kl_sums = _joint_over_keys(
         b_x_1, b_x_2, p_z_1, p_z_2, row_start, pad_a, keys, start, stop,
         b_sum_1, b_max_1, b_positive_1, b_sum_2, b_max_2, b_positive_2, nt_rate, rate_1, rate_2,
-        NT, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES, WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_M, BLOCK_N,
+        NT, NT_STATIC, KL_STATIC, WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_M, BLOCK_N,
         PRECISION, INTERPRETED,
     )  # fmt: skip
     _store_three(p_kl + i_rows, kl_sums[0], kl_sums[1], kl_sums[2], stride_kl)
@@ -311,7 +314,6 @@ def statistics_kernel(
     KL: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
     TENSOR_KD_TEMPERATURE_1: tl.constexpr,
     TENSOR_KD_TEMPERATURE_2: tl.constexpr,
@@ -359,7 +361,7 @@ def statistics_kernel(
         else:
             _joint_rows(
                 p_z_1, p_z_2, p_nt, p_kl + i_split * pad_a, row_start, pad_a, rows_b, start, stop, stride_nt, stride_kl,
-                nt_rate, rate_1, rate_2, NT, NT_STATIC, KL_STATIC, EQUAL_TEMPERATURES,
+                nt_rate, rate_1, rate_2, NT, NT_STATIC, KL_STATIC,
                 WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
             )  # fmt: skip
     else:
@@ -370,26 +372,14 @@ def statistics_kernel(
 
 
 @triton.jit
-def _merge_sums(p_sum, p_max, m_rows, rate, stride, STATIC: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """(sum, max) of rows over the column splits."""
+def _merged_max(p_max, m_rows, stride, STATIC: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """The shift of rows over the column splits."""
     b_max = tl.full([BLOCK], 1.0, tl.float32)
     if not STATIC:
         b_max = tl.load(p_max, mask=m_rows, other=1.0)
         for i_split in range(1, SPLITS):
             b_max = tl.maximum(b_max, tl.load(p_max + i_split * stride, mask=m_rows, other=1.0))
-    return _merge_along(p_sum, p_max, b_max, m_rows, 1.0, rate, stride, STATIC, SPLITS), b_max
-
-
-@triton.jit
-def _merge_along(p_sum, p_max, b_max, m_rows, other, rate, stride, STATIC: tl.constexpr, SPLITS: tl.constexpr):
-    """Σ over splits of sum · exp2((max_split − max) rate)."""
-    b_total = tl.zeros_like(b_max)
-    for i_split in range(0, SPLITS):
-        b_sum = tl.load(p_sum + i_split * stride, mask=m_rows, other=other)
-        if not STATIC:
-            b_sum *= tl.exp2((tl.load(p_max + i_split * stride, mask=m_rows, other=1.0) - b_max) * rate)
-        b_total += b_sum
-    return b_total
+    return b_max
 
 
 @triton.jit
@@ -422,9 +412,14 @@ def _nt_values(
     m_rows = tl.where(in_b, i_rows - pad_a, i_rows) < rows
     p_sum = p_partial + i_rows
     p_max = p_sum + SPLITS * pad
-    b_sum, b_max = _merge_sums(p_sum, p_max, m_rows, rate, pad, STATIC, SPLITS, BLOCK)
+    b_max = _merged_max(p_max, m_rows, pad, STATIC, SPLITS, BLOCK)
+    b_sum = tl.zeros([BLOCK], tl.float32)
     b_positive = tl.zeros([BLOCK], tl.float32)
     for i_split in range(0, SPLITS):
+        b_part = tl.load(p_sum + i_split * pad, mask=m_rows, other=1.0)
+        if not STATIC:
+            b_part *= tl.exp2((tl.load(p_max + i_split * pad, mask=m_rows, other=1.0) - b_max) * rate)
+        b_sum += b_part
         b_positive += tl.load(p_max + (SPLITS + i_split) * pad, mask=m_rows, other=0.0)
     # softplus of the negatives' log-sum-exp less the positive's logit: exact where the positive is confident
     b_logit = tl.log(b_sum) + (b_max - b_positive) * (rate * LN_2)
@@ -454,7 +449,6 @@ def _kl_values(
     rate_2,
     start,
     STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -465,13 +459,30 @@ def _kl_values(
     stride = SPLITS * pad_a
     p_1 = p_partial + i_rows
     p_2 = p_1 + 3 * stride
-    b_e_1, b_m_1 = _merge_sums(p_1, p_1 + 2 * stride, m_rows, rate_1, pad_a, STATIC, SPLITS, BLOCK)
-    b_e_2, b_m_2 = _merge_sums(p_2, p_2 + 2 * stride, m_rows, rate_2, pad_a, STATIC, SPLITS, BLOCK)
-    b_x_1 = _merge_along(p_1 + stride, p_1 + 2 * stride, b_m_1, m_rows, 0.0, rate_1, pad_a, STATIC, SPLITS)
-    b_x_2 = _merge_along(p_2 + stride, p_2 + 2 * stride, b_m_2, m_rows, 0.0, rate_2, pad_a, STATIC, SPLITS)
-    b_normalizers = LN_2 * logit_difference(b_m_1, b_m_2, rate_1, rate_2, EQUAL_TEMPERATURES)
+    b_m_1 = _merged_max(p_1 + 2 * stride, m_rows, pad_a, STATIC, SPLITS, BLOCK)
+    b_m_2 = _merged_max(p_2 + 2 * stride, m_rows, pad_a, STATIC, SPLITS, BLOCK)
+    b_e_1 = tl.zeros([BLOCK], tl.float32)
+    b_x_1 = tl.zeros([BLOCK], tl.float32)
+    b_e_2 = tl.zeros([BLOCK], tl.float32)
+    b_x_2 = tl.zeros([BLOCK], tl.float32)
+    for _ in range(0, SPLITS):
+        b_moved_1 = tl.zeros([BLOCK], tl.float32)
+        b_moved_2 = tl.zeros([BLOCK], tl.float32)
+        if not STATIC:
+            b_moved_1 = (tl.load(p_1 + 2 * stride, mask=m_rows, other=1.0) - b_m_1) * rate_1
+            b_moved_2 = (tl.load(p_2 + 2 * stride, mask=m_rows, other=1.0) - b_m_2) * rate_2
+        b_part_1 = tl.load(p_1, mask=m_rows, other=1.0)
+        b_part_2 = tl.load(p_2, mask=m_rows, other=1.0)
+        b_e_1 += b_part_1 * tl.exp2(b_moved_1)
+        b_e_2 += b_part_2 * tl.exp2(b_moved_2)
+        b_part_1 = tl.load(p_1 + stride, mask=m_rows, other=0.0) + b_part_1 * (b_moved_1 - b_moved_2)
+        b_part_2 = tl.load(p_2 + stride, mask=m_rows, other=0.0) + b_part_2 * (b_moved_1 - b_moved_2)
+        b_x_1 += b_part_1 * tl.exp2(b_moved_1)
+        b_x_2 += b_part_2 * tl.exp2(b_moved_2)
+        p_1 += pad_a
+        p_2 += pad_a
     # tl.log, not tl.log2: the hardware's log2 is off by 2e-7 near 1, which is where nearly equal peers are
-    b_normalizers += tl.log(tl.div_rn(b_e_1, b_e_2))
+    b_normalizers = tl.log(tl.div_rn(b_e_1, b_e_2))
     b_kl_1 = tl.where(m_rows, b_normalizers - LN_2 * (b_x_2 / b_e_2), 0.0)
     b_kl_2 = tl.where(m_rows, LN_2 * (b_x_1 / b_e_1) - b_normalizers, 0.0)
     _store_kl(p_kl + i_rows, 1.0 / b_e_1, b_x_1 / b_e_1, b_m_1, pad_a, i_rows)
@@ -517,7 +528,6 @@ def finalize_kernel(
     KL: tl.constexpr,
     NT_STATIC: tl.constexpr,
     KL_STATIC: tl.constexpr,
-    EQUAL_TEMPERATURES: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
     TENSOR_KD_TEMPERATURE_1: tl.constexpr,
     TENSOR_KD_TEMPERATURE_2: tl.constexpr,
@@ -553,7 +563,7 @@ def finalize_kernel(
         for start in range(0, pad_a, BLOCK):
             b_row_kl_1, b_row_kl_2 = _kl_values(
                 p_kl_partial, p_kl, p_rows, rows_a, pad_a, rate_1, rate_2, start, KL_STATIC,
-                EQUAL_TEMPERATURES, SPLITS, BLOCK,
+                SPLITS, BLOCK,
             )  # fmt: skip
             b_kl_1 += b_row_kl_1
             b_kl_2 += b_row_kl_2

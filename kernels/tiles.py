@@ -14,12 +14,12 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load_temperature(temperature, IS_TENSOR: tl.constexpr):
-    """A temperature given as a number or as a pointer to a 0-d tensor; NaN where it is not above 0."""
+    """A temperature given as a number or as a pointer to a 0-d tensor; NaN where it is not finite and above 0."""
     value = temperature
     if IS_TENSOR:
         value = tl.load(temperature)
     value = value.to(tl.float32)
-    return tl.where(value > 0.0, value, float("nan"))
+    return tl.where((value > 0.0) & (value < float("inf")), value, float("nan"))
 
 
 @triton.jit
@@ -87,12 +87,3 @@ def cosines(
             b_y_chunk = load_tile(p_rows, i_keys, i_column, WIDTH, BLOCK_S)
             b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, INTERPRETED)
     return b_s
-
-
-@triton.jit
-def logit_difference(b_c_1, b_c_2, rate_1, rate_2, EQUAL_TEMPERATURES: tl.constexpr):
-    """Δ · log₂ e = (c_1 − 1) rate_1 − (c_2 − 1) rate_2, exact for equal cosines at equal temperatures."""
-    b_delta = (b_c_1 - b_c_2) * rate_1
-    if not EQUAL_TEMPERATURES:
-        b_delta += (b_c_2 - 1.0) * (rate_1 - rate_2)
-    return b_delta

@@ -66,7 +66,7 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["pretrain", "--kd-weight", "-1"], ["--kd-weight", "greater than or equal to 0", "got -1.0"]),
         (["pretrain", "--kd-weight", "nan"], ["--kd-weight", "finite", "got nan"]),
         (["pretrain", "--kd-weight", "much"], ["--kd-weight must be a number, got 'much'"]),
-        (["pretrain", "--temperature", "0"], ["--temperature", "greater than 0", "got 0.0"]),
+        (["pretrain", "--temperature", "0"], ["--temperature", "0.01", "got 0.0"]),
         (["pretrain", "--device", "tpu"], ["--device", "auto, cpu, cuda", "'tpu'"]),
         (["pretrain", "--data", "cifar10"], ["--data-dir", "CIFAR-10 binary version"]),
         (["pretrain", "--data", "cifar10", "--data-dir", "/nowhere"], ["--data-dir", "/nowhere", "existing folder"]),

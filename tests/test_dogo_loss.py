@@ -143,6 +143,23 @@ def test_learnable_temperatures(device: torch.device) -> None:
     check(fused, dense, [*peers(37, 24, 17, device=device), *temperatures], only(0).to(device))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_of_one_temperature_is_untouched_by_a_dominant_divergence(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    """The KL does not depend on τ; at a hundred times the weight its rounding must not leak into dL/dτ."""
+
+    def loss(function: Any, **options: Any) -> Callable[..., Tensor]:
+        def of(*inputs: Tensor) -> Tensor:
+            weights = {"kd_weight": (100.0, 100.0), "kl_reduction": "sum"}
+            return torch.stack(function(inputs[:2], inputs[2:4], inputs[4], 0.1, **weights, **options))
+
+        return of
+
+    inputs = [*peers(33, 32, 32, dtype=dtype, device=device), torch.tensor(0.5, device=device)]
+    check(loss(functional.dogo_loss, backend="triton"), loss(reference.dogo_loss), inputs, only(0).to(device))
+
+
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 def test_the_authors_recipe_gives_the_value_of_their_published_formula(device: torch.device) -> None:
     inputs = peers(64, 128, 128)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from numerics import projections
@@ -80,6 +81,23 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: functional.similarity_kl((A, B), (C, D[:3])),
         ValueError,
         r"same number of keys, got 6 and 3",
+    ),
+    "sparse": (lambda: functional.nt_xent(A.to_sparse(), B), TypeError, r"a must be a dense tensor, .*sparse_coo"),
+    "too small a temperature": (
+        lambda: functional.nt_xent(A, B, 1e-40),
+        ValueError,
+        r"temperature must be at least 1e-30, got 1e-40",
+    ),
+    "too large a temperature": (lambda: functional.nt_xent(A, B, 10**400), ValueError, r"temperature must be finite"),
+    "detach": (
+        lambda: functional.similarity_kl((A, B), (C, D), detach_teacher="no"),  # type: ignore[arg-type]
+        TypeError,
+        r"detach_teacher must be True or False, got 'no'",
+    ),
+    "learnt, but no parameter": (
+        lambda: NTXentLoss(torch.tensor(0.5, requires_grad=True)),
+        ValueError,
+        r"temperature must be .*nn.Parameter",
     ),
     "teacher temperature": (
         lambda: functional.similarity_kl((A, B), (C, D), teacher_temperature=-1),
@@ -221,6 +239,12 @@ def test_the_checkout_works_without_being_installed(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert Path(done.stdout.strip()).name == "tiles.py"
+
+
+def test_numbers_of_numpy_and_meta_tensors_are_taken() -> None:
+    assert functional.nt_xent(A, B, np.float32(0.5)) == functional.nt_xent(A, B, 0.5)  # type: ignore[arg-type]
+    assert functional.nt_xent(A.to("meta"), B.to("meta")).shape == ()
+    assert functional.nt_xent(A, B, torch.tensor(torch.inf)).isnan()
 
 
 def test_public_names() -> None:

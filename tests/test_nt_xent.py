@@ -173,3 +173,16 @@ def test_any_shape_dtype_and_temperature(
     inputs = projections(N, D, dtype=dtype, device=device, seed=seed)
     # 1/temperature multiplies the rounding of a cosine, which differs between any two float32 programs
     check(*losses(temperature, reduction), inputs, weights, slack=1e-6 + 2e-8 / temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0334, 0.0332, 0.025])
+def test_opposite_views_under_a_loss_scale(device: torch.device, temperature: float) -> None:
+    """Every cosine with a negative is near −1, so 1/l is as large as it gets, and GradScaler multiplies by 65536 more:
+    on either side of the switch from the constant shift to the running maximum all gradients stay finite."""
+    a, b = torch.ones(2, 4, device=device), torch.ones(2, 4, device=device)
+    a[0] *= -1
+
+    def scaled(function: object, *inputs: Tensor, **options: str) -> Tensor:
+        return 65536 * function(*inputs, temperature, **options)  # type: ignore[operator]
+
+    check(partial(scaled, functional.nt_xent, backend="triton"), partial(scaled, reference.nt_xent), [a, b])

@@ -32,7 +32,7 @@ def test_opcheck_nt_xent(device: torch.device, reduction: str, learnt: bool) -> 
     a, b = inputs_of(device, count=2)
     torch.library.opcheck(ops.nt_xent.default, (a, b, *settings), test_utils=CHECKS)
     value, *saved = (tensor.detach() for tensor in ops.nt_xent(a, b, *settings))
-    arguments = (torch.ones_like(value), *saved, 10, 16, torch.float32, *settings)
+    arguments = (torch.ones_like(value), *saved, a, b, *settings)
     torch.library.opcheck(ops.nt_xent_backward.default, arguments, test_utils=CHECKS[:3])
 
 
@@ -43,7 +43,7 @@ def test_opcheck_similarity_kl(device: torch.device, detach_teacher: bool) -> No
     inputs = inputs_of(device)
     torch.library.opcheck(ops.similarity_kl.default, (*inputs, *settings), test_utils=CHECKS)
     value, *saved = (tensor.detach() for tensor in ops.similarity_kl(*inputs, *settings))
-    arguments = (torch.ones_like(value), *saved, 10, 10, 16, 16, torch.float32, torch.float32, *settings)
+    arguments = (torch.ones_like(value), *saved, *inputs, *settings)
     torch.library.opcheck(ops.similarity_kl_backward.default, arguments, test_utils=CHECKS[:3])
 
 
@@ -55,7 +55,7 @@ def test_opcheck_dogo_loss(device: torch.device, learnt: bool) -> None:
     torch.library.opcheck(ops.dogo_loss.default, (*inputs, *settings), test_utils=CHECKS)
     outputs = [tensor.detach() for tensor in ops.dogo_loss(*inputs, *settings)]
     upstream = [torch.ones_like(outputs[0]), None, None, torch.ones_like(outputs[0]), None, None, None]
-    arguments = (*upstream, *outputs[7:], 10, 16, 16, torch.float32, torch.float32, *settings)
+    arguments = (*upstream, *outputs[7:], *inputs, *settings)
     torch.library.opcheck(ops.dogo_loss_backward.default, arguments, test_utils=CHECKS[:3])
 
 
@@ -103,17 +103,33 @@ def test_compile_has_no_graph_break_and_gives_the_same_values(
         torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs))
 
 
-def test_second_derivative_is_refused_with_a_clear_error(device: torch.device) -> None:
+@pytest.mark.parametrize("name", ["nt_xent", "similarity_kl", "dogo_loss"])
+def test_second_derivative_is_refused_with_a_clear_error(device: torch.device, name: str) -> None:
+    """However it is asked for: through the inputs, through a weight on the loss, or beside the loss itself, where a
+    gradient penalty would silently count for nothing."""
     a, b, c, d = inputs_of(device)
-    losses = {
-        "nt_xent": functional.nt_xent(a, b, backend="triton"),
-        "similarity_kl": functional.similarity_kl((a, b), (c, d), backend="triton"),
-        "dogo_loss": functional.dogo_loss((a, b), (c, d), backend="triton").loss,
-    }
-    for name, loss in losses.items():
-        (gradient,) = torch.autograd.grad(loss, a, create_graph=True)
-        with pytest.raises(RuntimeError, match=f"dogo_fast.{name} has no second derivative"):
-            gradient.sum().backward()
+    weight = torch.tensor(2.0, device=device, requires_grad=True)
+    loss = {
+        "nt_xent": lambda: functional.nt_xent(a, b, backend="triton"),
+        "similarity_kl": lambda: functional.similarity_kl((a, b), (c, d), backend="triton"),
+        "dogo_loss": lambda: functional.dogo_loss((a, b), (c, d), backend="triton").loss,
+    }[name]
+    value = weight * loss()
+    (gradient,) = torch.autograd.grad(value, a, create_graph=True)
+    penalty = gradient.square().sum()
+    refused = pytest.raises(RuntimeError, match=rf"dogo_fast.{name} has no second derivative")
+    with refused:
+        torch.autograd.grad(value + penalty, a, retain_graph=True)
+    with refused:
+        torch.autograd.grad(penalty, weight, retain_graph=True)
+    with refused:
+        (loss() + penalty).backward(inputs=[a])
+
+
+def test_forward_mode_is_refused_rather_than_zero(device: torch.device) -> None:
+    a, b, tangent = projections(10, 16, count=3, device=device)
+    with pytest.raises(NotImplementedError, match=r"dogo_fast.nt_xent has no forward-mode derivative"):
+        torch.func.jvp(lambda x: functional.nt_xent(x, b, backend="triton"), (a,), (tangent,))
 
 
 def test_inputs_are_never_written(device: torch.device) -> None:
@@ -123,17 +139,6 @@ def test_inputs_are_never_written(device: torch.device) -> None:
     functional.dogo_loss((inputs[0], inputs[1]), (inputs[2], inputs[3]), backend="triton").loss.backward()
     assert versions == [tensor._version for tensor in inputs]
     assert all(torch.equal(old, new) for old, new in zip(before, inputs, strict=True))
-
-
-def test_inputs_may_be_overwritten_before_the_backward(device: torch.device) -> None:
-    """Only normalised rows are kept, not the projections: memory, and freedom to reuse them."""
-    a, b = inputs_of(device, count=2)
-    (expected,) = torch.autograd.grad(functional.nt_xent(a, b, backend="triton"), a)
-    x, y = (1 * a), (1 * b)
-    loss = functional.nt_xent(x, y, backend="triton")
-    with torch.no_grad():
-        x.zero_()
-    assert torch.equal(torch.autograd.grad(loss, a)[0], expected)
 
 
 def test_two_runs_give_the_same_bits(device: torch.device) -> None:
@@ -222,8 +227,7 @@ def test_inside_the_operators_nothing_is_computed_but_by_the_kernels(
     with Computations() as computations:
         outputs = library._dogo_loss_forward(*inputs, *settings)
         upstream = (outputs[0], *[None] * 6)
-        sizes = (10, 16, 16, torch.float32, torch.float32)
-        library._dogo_loss_backward(*upstream, *outputs[7:], *sizes, *settings)
+        library._dogo_loss_backward(*upstream, *outputs[7:], *inputs, *settings)
     assert computations.names == []
 
 
@@ -257,7 +261,7 @@ def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
     settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32")
     with Allocations() as allocations:
         outputs = library._dogo_loss_forward(*inputs, *settings)
-        library._dogo_loss_backward(outputs[0], *[None] * 6, *outputs[7:], 8192, 128, 128, dtype, dtype, *settings)
+        library._dogo_loss_backward(outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
     assert allocations.bytes < 8 * given
     assert allocations.largest < 8192 * 8192
 

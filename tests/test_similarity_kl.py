@@ -53,10 +53,12 @@ def test_rectangular_and_of_unequal_width(device: torch.device, R: int, C: int, 
 
 
 @pytest.mark.parametrize("detach_teacher", [True, False])
-@pytest.mark.parametrize("temperatures", [(0.1, 0.05), (0.05, 0.5), (0.02, 0.07), (0.1, None)])
+@pytest.mark.parametrize("temperatures", [(0.1, 0.05), (0.05, 0.5), (0.02, 0.07), (10.0, 0.01), (0.1, None)])
 def test_two_temperatures(device: torch.device, temperatures: tuple[float, float | None], detach_teacher: bool) -> None:
     options = {"teacher_temperature": temperatures[1], "detach_teacher": detach_teacher}
-    check(*losses(temperatures[0], **options), pairs(37, 50, 24, 17, device=device))
+    # 1/temperature multiplies the rounding of a cosine, which differs between any two float32 programs
+    slack = 1e-6 + 2e-8 / min(filter(None, temperatures))
+    check(*losses(temperatures[0], **options), pairs(37, 50, 24, 17, device=device), slack=slack)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -90,6 +92,12 @@ def test_equal_peers_have_exactly_zero_divergence(device: torch.device, temperat
     value, gradients = evaluate(losses(temperature)[0], [*inputs[:2], *inputs[:2]])
     assert value == 0
     assert all(gradient.norm() <= 1e-6 for gradient in gradients)
+
+
+def test_a_single_key_has_exactly_zero_divergence_and_gradient(device: torch.device) -> None:
+    inputs = pairs(5, 1, 16, 8, device=device)
+    value, gradients = evaluate(losses(10.0, teacher_temperature=0.01, detach_teacher=False)[0], inputs)
+    assert value == 0 and all(gradient.norm() == 0 for gradient in gradients)
 
 
 def test_one_confident_key(device: torch.device) -> None:

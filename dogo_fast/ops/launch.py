@@ -18,8 +18,9 @@ from dogo_fast.kernels.dogo_forward import finalize_kernel, statistics_kernel
 from dogo_fast.kernels.normalize import normalize_kernel
 from dogo_fast.ops.backend import interpreting
 
-STATIC_LIMIT = 80.0
-"""2/T up to which exp((c − 1)/T) of any cosine is a normal float32, so that the shift can be the constant 1."""
+STATIC_LIMIT = 60.0
+"""2/T up to which the shift of exp((c − m)/T) may be the constant 1: from exp(−60), the smallest that can be, to a loss
+scale of 65536 over it and over T, everything stays a normal float32."""
 
 NORMALIZE_ROWS = 16
 FINALIZE_ROWS = 1024
@@ -84,11 +85,13 @@ class Problem:
 
     @property
     def pad_a(self) -> int:
-        return int(padded_rows(self.rows_a))
+        rows: int = padded_rows(self.rows_a)  # not int(): it may be symbolic
+        return rows
 
     @property
     def pad_b(self) -> int:
-        return int(padded_rows(self.rows_b))
+        rows: int = padded_rows(self.rows_b)
+        return rows
 
     @property
     def pad(self) -> int:
@@ -140,8 +143,7 @@ class Problem:
         first, second = self.kd_temperatures
         return self.switches() | {
             "NT_STATIC": self.temperature.static,
-            "KL_STATIC": first.static and second.static,
-            "EQUAL_TEMPERATURES": first.number == second.number and first.tensor is second.tensor,
+            "KL_STATIC": first.static and second.static and first.number == second.number,
         }
 
     def tile_switches(self) -> dict[str, Any]:

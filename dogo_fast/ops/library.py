@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dogo_fast.reference import DoGoLossOutput
 
@@ -33,26 +34,27 @@ _DOGO = (
 _VALUES = ", ".join(f"Tensor {name}" for name in DoGoLossOutput._fields)
 _UPSTREAM = ", ".join(f"Tensor? {name}" for name in DoGoLossOutput._fields)
 
-_library.define(f"nt_xent(Tensor a, Tensor b, {_NT_XENT}) -> (Tensor value, {_SAVED})")
+_VIEWS = "Tensor a, Tensor b"
+_PAIRS = "Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys"
+_PEERS = "Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2"
+
+# The backward operators are given the inputs for their shapes and dtypes, and so that a second derivative, which they
+# refuse, is found in the graph; the values are not read.
+_library.define(f"nt_xent({_VIEWS}, {_NT_XENT}) -> (Tensor value, {_SAVED})")
 _library.define(
-    f"nt_xent_backward(Tensor gradient, {_SAVED}, SymInt N, SymInt D, ScalarType dtype, {_NT_XENT}) "
-    "-> (Tensor a, Tensor b, Tensor temperature)"
+    f"nt_xent_backward(Tensor gradient, {_SAVED}, {_VIEWS}, {_NT_XENT}) "
+    "-> (Tensor gradient_a, Tensor gradient_b, Tensor gradient_temperature)"
 )
+_library.define(f"similarity_kl({_PAIRS}, {_KL}) -> (Tensor value, {_SAVED})")
 _library.define(
-    "similarity_kl(Tensor queries, Tensor keys, Tensor teacher_queries, Tensor teacher_keys, "
-    f"{_KL}) -> (Tensor value, {_SAVED})"
+    f"similarity_kl_backward(Tensor gradient, {_SAVED}, {_PAIRS}, {_KL}) "
+    "-> (Tensor gradient_queries, Tensor gradient_keys, Tensor gradient_teacher_queries, Tensor gradient_teacher_keys, "
+    "Tensor gradient_temperature, Tensor gradient_teacher_temperature)"
 )
+_library.define(f"dogo_loss({_PEERS}, {_DOGO}) -> ({_VALUES}, {_SAVED})")
 _library.define(
-    f"similarity_kl_backward(Tensor gradient, {_SAVED}, SymInt R, SymInt C, SymInt D, SymInt D_teacher, "
-    f"ScalarType dtype, ScalarType dtype_teacher, {_KL}) -> (Tensor queries, Tensor keys, Tensor teacher_queries, "
-    "Tensor teacher_keys, "
-    "Tensor temperature, Tensor teacher_temperature)"
-)
-_library.define(f"dogo_loss(Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, {_DOGO}) -> ({_VALUES}, {_SAVED})")
-_library.define(
-    f"dogo_loss_backward({_UPSTREAM}, {_SAVED}, SymInt N, SymInt D_1, SymInt D_2, ScalarType dtype_1, "
-    f"ScalarType dtype_2, {_DOGO}) "
-    "-> (Tensor a_1, Tensor b_1, Tensor a_2, Tensor b_2, Tensor temperature, Tensor kd_temperature)"
+    f"dogo_loss_backward({_UPSTREAM}, {_SAVED}, {_PEERS}, {_DOGO}) -> (Tensor gradient_a_1, Tensor gradient_b_1, "
+    "Tensor gradient_a_2, Tensor gradient_b_2, Tensor gradient_temperature, Tensor gradient_kd_temperature)"
 )
 
 
@@ -61,6 +63,7 @@ _library.define(
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor, reduction: str) -> Tensor:
     """``functional.nt_xent`` by the operator; arguments are checked already."""
+    _refuse_forward_mode("nt_xent", a, b, temperature)
     value: Tensor = torch.ops.dogo_fast.nt_xent(a, b, *_split(temperature), reduction, _product(a))[0]
     return value
 
@@ -74,6 +77,7 @@ def similarity_kl(
     detach_teacher: bool,
 ) -> Tensor:
     """``functional.similarity_kl`` by the operator; arguments are checked already."""
+    _refuse_forward_mode("similarity_kl", *student, *teacher, temperature, teacher_temperature)
     teachers = _split(temperature if teacher_temperature is None else teacher_temperature)
     value: Tensor = torch.ops.dogo_fast.similarity_kl(
         *student, *teacher, *_split(temperature), *teachers, reduction, detach_teacher, _product(student[0])
@@ -90,6 +94,7 @@ def dogo_loss(
     kl_reduction: str,
 ) -> DoGoLossOutput:
     """``functional.dogo_loss`` by the operator; arguments are checked already."""
+    _refuse_forward_mode("dogo_loss", *peer_1, *peer_2, temperature, kd_temperature)
     outputs = torch.ops.dogo_fast.dogo_loss(
         *peer_1,
         *peer_2,
@@ -102,13 +107,25 @@ def dogo_loss(
     return DoGoLossOutput(*outputs[: len(DoGoLossOutput._fields)])
 
 
+def _refuse_forward_mode(name: str, *inputs: object) -> None:
+    """An operator without a forward-mode formula would silently drop the tangents."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for tensor in inputs:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"dogo_fast.{name} has no forward-mode derivative with backend='triton': use backend='reference'"
+            )
+
+
 def _split(temperature: float | Tensor) -> tuple[Tensor | None, float]:
     return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
 
 
 def _product(tensor: Tensor) -> str:
     """The dtype in which float32 rows are to be multiplied here and now: autocast's, else their own."""
-    if torch.is_autocast_enabled(tensor.device.type):
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return str(torch.get_autocast_dtype(tensor.device.type)).removeprefix("torch.")
     return "float32"
 
@@ -234,8 +251,9 @@ def _nt_xent_backward(gradient: Tensor, *arguments: Any, fake: bool = False) -> 
     from dogo_fast.ops import launch
 
     saved = launch.Saved(*arguments[:5])
-    N, D, dtype, *settings = arguments[5:]
-    problem = _nt_xent_problem(N, D, dtype, *settings)
+    a, _b, *settings = arguments[5:]
+    dtype = a.dtype
+    problem = _nt_xent_problem(a.shape[0], a.shape[1], dtype, *settings)
     learns = problem.temperature.tensor is not None
     if fake:
         gradients = launch.allocate_gradients(problem, saved, (dtype,), "none", learns)
@@ -266,9 +284,11 @@ def _similarity_kl_backward(gradient: Tensor, *arguments: Any, fake: bool = Fals
     from dogo_fast.ops import launch
 
     saved = launch.Saved(*arguments[:5])
-    R, C, D, D_teacher, dtype, dtype_teacher, *settings = arguments[5:]
+    queries, keys, teacher, _teacher_keys, *settings = arguments[5:]
     detach_teacher = settings[-2]
-    problem = _kl_problem(R, C, [(D, dtype), (D_teacher, dtype_teacher)], *settings)
+    dtype, dtype_teacher = queries.dtype, teacher.dtype
+    inputs = [(queries.shape[1], dtype), (teacher.shape[1], dtype_teacher)]
+    problem = _kl_problem(queries.shape[0], keys.shape[0], inputs, *settings)
     peer_2 = "none" if detach_teacher else "teacher"
     learns = any(temperature.tensor is not None for temperature in problem.kd_temperatures)
     if fake:
@@ -296,8 +316,9 @@ def _dogo_loss_backward(*arguments: Any, fake: bool = False) -> tuple[Tensor, ..
     from dogo_fast.ops import launch
 
     upstream, saved = arguments[:7], launch.Saved(*arguments[7:12])
-    N, D_1, D_2, dtype_1, dtype_2, *settings = arguments[12:]
-    problem = _dogo_problem(N, [(D_1, dtype_1), (D_2, dtype_2)], *settings)
+    a_1, _b_1, a_2, _b_2, *settings = arguments[12:]
+    dtype_1, dtype_2 = a_1.dtype, a_2.dtype
+    problem = _dogo_problem(a_1.shape[0], [(a_1.shape[1], dtype_1), (a_2.shape[1], dtype_2)], *settings)
     learns = problem.temperature.tensor is not None or problem.kd_temperatures[0].tensor is not None
     if fake:
         gradients = launch.allocate_gradients(problem, saved, (dtype_1, dtype_2), "student", learns)
@@ -320,39 +341,33 @@ def _rows_or_total(gradient: Tensor, output: int) -> tuple[list[Tensor | None], 
 
 
 def _setup_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, _b, tensor, *settings = inputs
-    _save(ctx, output, 1, tensor)
-    ctx.arguments = (*a.shape, a.dtype)
-    ctx.settings = settings
+    a, b, tensor, *ctx.settings = inputs
+    _save(ctx, output, 1, a, b, tensor)
 
 
 def _differentiate_nt_xent(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
         return (None,) * 6
-    *saved, tensor = ctx.saved_tensors
-    outputs = torch.ops.dogo_fast.nt_xent_backward(gradient, *saved, *ctx.arguments, tensor, *ctx.settings)
-    a, b, temperature = _once("nt_xent", *outputs)
+    tensor = ctx.saved_tensors[-1]
+    a, b, temperature = torch.ops.dogo_fast.nt_xent_backward(gradient, *ctx.saved_tensors, *ctx.settings)
     return a, b, _like(temperature, tensor), None, None, None
 
 
 def _setup_similarity_kl(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    queries, keys, teacher, _teacher_keys, tensor, number, teacher_tensor, *settings = inputs
-    _save(ctx, output, 1, tensor, teacher_tensor)
-    sizes = (queries.shape[0], keys.shape[0], queries.shape[1], teacher.shape[1])
-    ctx.arguments = (*sizes, queries.dtype, teacher.dtype)
-    ctx.settings = (number, settings)
-    ctx.teacher_learns = not settings[2]
+    *pairs, tensor, ctx.number, teacher_tensor, teacher_number, reduction, detach_teacher, product = inputs
+    _save(ctx, output, 1, *pairs, tensor, teacher_tensor)
+    ctx.settings = (teacher_number, reduction, detach_teacher, product)
+    ctx.teacher_learns = not detach_teacher
 
 
 def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
         return (None,) * 11
-    *saved, tensor, teacher_tensor = ctx.saved_tensors
-    number, settings = ctx.settings
-    outputs = torch.ops.dogo_fast.similarity_kl_backward(
-        gradient, *saved, *ctx.arguments, tensor, number, teacher_tensor, *settings
+    *kept, tensor, teacher_tensor = ctx.saved_tensors
+    queries, keys, *teacher, temperature, teacher_temperature = torch.ops.dogo_fast.similarity_kl_backward(
+        gradient, *kept, tensor, ctx.number, teacher_tensor, *ctx.settings
     )
-    queries, keys, *teacher, temperature, teacher_temperature = _once("similarity_kl", *outputs)
+    rest = (None, None, None, None)  # teacher_temperature, reduction, detach_teacher, product
     if ctx.teacher_learns:
         return (
             queries,
@@ -361,37 +376,30 @@ def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> 
             _like(temperature, tensor),
             None,
             _like(teacher_temperature, teacher_tensor),
-            *_NO,
+            *rest,
         )
-    return queries, keys, None, None, _like(temperature, tensor), None, None, *_NO
-
-
-_NO = (None, None, None, None)
-"""Gradients of the teacher's number, the reduction, detach_teacher and product."""
+    return queries, keys, None, None, _like(temperature, tensor), None, None, *rest
 
 
 def _setup_dogo_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a_1, _b_1, a_2, _b_2, tensor, number, kd_tensor, *settings = inputs
-    _save(ctx, output, len(DoGoLossOutput._fields), tensor, kd_tensor)
-    ctx.arguments = (a_1.shape[0], a_1.shape[1], a_2.shape[1], a_1.dtype, a_2.dtype)
-    ctx.settings = (number, settings)
+    *peers, tensor, ctx.number, kd_tensor, kd_number, weight_1, weight_2, kl_reduction, product = inputs
+    _save(ctx, output, len(DoGoLossOutput._fields), *peers, tensor, kd_tensor)
+    ctx.settings = (kd_number, weight_1, weight_2, kl_reduction, product)
 
 
 def _differentiate_dogo_loss(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-    *saved, tensor, kd_tensor = ctx.saved_tensors
-    number, settings = ctx.settings
+    *kept, tensor, kd_tensor = ctx.saved_tensors
     upstream = gradients[: len(DoGoLossOutput._fields)]
-    outputs = torch.ops.dogo_fast.dogo_loss_backward(
-        *upstream, *saved, *ctx.arguments, tensor, number, kd_tensor, *settings
+    *views, temperature, kd_temperature = torch.ops.dogo_fast.dogo_loss_backward(
+        *upstream, *kept, tensor, ctx.number, kd_tensor, *ctx.settings
     )
-    *views, temperature, kd_temperature = _once("dogo_loss", *outputs)
     return *views, _like(temperature, tensor), None, _like(kd_temperature, kd_tensor), None, None, None, None, None
 
 
-def _save(ctx: Any, output: tuple[Tensor, ...], values: int, *temperatures: Tensor | None) -> None:
+def _save(ctx: Any, output: tuple[Tensor, ...], values: int, *inputs: Tensor | None) -> None:
     """Keep what the backward reads; it has no gradient of its own, and absent upstream gradients stay absent."""
     saved = output[values:]
-    ctx.save_for_backward(*saved, *temperatures)
+    ctx.save_for_backward(*saved, *inputs)
     ctx.mark_non_differentiable(*saved)
     ctx.set_materialize_grads(False)
 
@@ -401,33 +409,10 @@ def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else gradient.to(tensor.dtype)
 
 
-class _OnceDifferentiable(torch.autograd.Function):
-    """The identity on gradients, whose own derivative is an error: without it a second derivative would silently be
-    zero."""
-
-    @staticmethod
-    def forward(ctx: Any, name: str, *gradients: Tensor) -> tuple[Tensor, ...]:
-        ctx.name = name
-        return tuple(gradient.view_as(gradient) for gradient in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        _refuse_second_derivative(ctx.name)
-
-
 def _refuse_second_derivative(name: str, *_: Any) -> Any:
     raise RuntimeError(
-        f"dogo_fast.{name} has no second derivative with backend='triton': differentiate it with backend='reference', "
-        "or do not ask for create_graph=True"
+        f"dogo_fast.{name} has no second derivative with backend='triton': differentiate it with backend='reference'"
     )
-
-
-def _once(name: str, *gradients: Tensor) -> tuple[Tensor, ...]:
-    """The gradients, marked when a graph of the backward pass is being recorded (create_graph=True)."""
-    if not torch.is_grad_enabled():
-        return gradients
-    marked: tuple[Tensor, ...] = _OnceDifferentiable.apply(name, *(g.detach().requires_grad_() for g in gradients))
-    return marked
 
 
 # ------------------------------------------------------------------------------------------------- registration

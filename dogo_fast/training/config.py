@@ -31,25 +31,25 @@ class PretrainConfig(BaseModel):
         "small,small", description=f"Two backbones, the same or different, of {', '.join(BACKBONES)}."
     )
 
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(40, ge=1, le=1_000_000)
     """Passes over the training images."""
 
     batch_size: int = Field(128, ge=2)
     """Images a step; the last incomplete batch of an epoch is dropped."""
 
-    kd_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    kd_weight: float = Field(1.0, ge=0, le=1e6, allow_inf_nan=False)
     """Weight of the distillation term of both peers; 0 trains them apart."""
 
-    temperature: float = Field(0.5, gt=0, allow_inf_nan=False)
+    temperature: float = Field(0.5, ge=0.01, le=10, allow_inf_nan=False)
     """Temperature of NT-Xent."""
 
-    kd_temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
+    kd_temperature: float = Field(0.1, ge=0.01, le=10, allow_inf_nan=False)
     """Temperature of the similarity distributions that the peers align."""
 
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(1e-3, gt=0, le=1e3, allow_inf_nan=False)
     """Adam's, at the first step; it falls to 0 over the run as a half cosine."""
 
-    weight_decay: float = Field(1e-6, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(1e-6, ge=0, le=1e3, allow_inf_nan=False)
     """Adam's."""
 
     seed: int = Field(0, ge=0)

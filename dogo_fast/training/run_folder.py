@@ -32,8 +32,11 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise UserError(f"--out must be a new or an empty folder, got {path}, which has files in it")
-        except OSError as error:
-            raise UserError(f"--out must be a folder that can be made here, got {path} ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"--out must be a folder that can be made here, got {path} ({reason})") from None
         self.path = path
 
     def write_config(self, config: PretrainConfig) -> None:
@@ -69,5 +72,11 @@ class RunFolder:
     def _replace(self, name: str, content: bytes) -> None:
         """Write beside the file, then rename: a reader never sees half a file."""
         temporary = self.path / f".{name}.partial"
-        temporary.write_bytes(content)
-        os.replace(temporary, self.path / name)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, self.path / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"{self.path / name} cannot be written ({error.strerror}); what was finished is kept"
+            ) from None

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from dogo_fast import DoGoLoss
 from dogo_fast.augment import VIEW_RECIPES, ViewRecipe, make_views
 from dogo_fast.data import Loader, load_data_set
+from dogo_fast.errors import DivergedError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
 from dogo_fast.peers import Peer
 from dogo_fast.training.config import PretrainConfig, derive_seed, make_generator
@@ -94,6 +95,9 @@ def train(peers: list[Peer], loader: Loader, recipe: ViewRecipe, config: Pretrai
             history.append(metrics.finish(len(loader) * loader.batch_size, learning_rate))
             folder.write_metrics(history)
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
+    # the last losses were of the weights before the last step
+    if not all(parameter.isfinite().all() for parameter in both.parameters()):
+        raise DivergedError("the weights are not finite after the last step; a lower --learning-rate may help")
     for number, peer in enumerate(peers, 1):
         folder.write_peer(number, peer)
 
