@@ -110,7 +110,7 @@ def format_table(results: Sequence["PeerResult"]) -> str:
 def _check_installed() -> None:
     missing = [name for name in TRAIN_MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} not installed: pip install 'dogo-fast[train]'")
+        raise UserError(f"{', '.join(missing)} not installed: pip install 'dogo-fast[train]', in a checkout '.[train]'")
 
 
 def _describe(error: "ValidationError") -> str:

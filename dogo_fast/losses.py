@@ -86,10 +86,13 @@ class SimilarityKLLoss(nn.Module):
 class DoGoLoss(nn.Module):
     """The whole DoGo loss of two peers; see ``functional.dogo_loss``.
 
+    Called with two pairs (a, b) of raw projections [N, D_p], one a peer; returns ``DoGoLossOutput(loss, loss_1, loss_2,
+    nt_xent_1, nt_xent_2, kl_1, kl_2)`` of 0-d tensors.
+
     Args:
-        temperature: τ of NT-Xent.
-        kd_temperature: T of the similarity distributions.
-        kd_weight: weight of the distillation term, a number or a pair with one per peer.
+        temperature: τ of NT-Xent, a number above 0 or a 0-d tensor; an ``nn.Parameter`` is registered and learnt.
+        kd_temperature: T of the similarity distributions, likewise.
+        kd_weight: weight of the distillation term, any finite number or a pair with one per peer.
         kl_reduction: ``"batchmean"``, ``"mean"`` (divides by N² as the authors' code does) or ``"sum"``.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``.
 
@@ -140,7 +143,10 @@ class DoGoLoss(nn.Module):
 
 
 class SimSiamLoss(nn.Module):
-    """Symmetric negative cosine of SimSiam; see ``functional.simsiam``. Called with (z_a, z_b, p_a, p_b)."""
+    """Symmetric negative cosine of SimSiam; see ``functional.simsiam``.
+
+    Called with the projections z_a, z_b of both views, held constant, and the predictions p_a, p_b, all [N, D].
+    """
 
     def forward(self, z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:
         return functional.simsiam(z_a, z_b, p_a, p_b)

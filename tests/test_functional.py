@@ -150,7 +150,7 @@ def test_cpu_mixed_with_cuda_is_refused() -> None:
 
 def test_triton_without_a_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match=r"backend='triton' needs tensors on a GPU, got cpu: use backend='auto', or"):
+    with pytest.raises(ValueError, match=r"backend='triton' needs tensors on a GPU, got cpu: use 'auto', or"):
         functional.nt_xent(A, B, backend="triton")
 
 
@@ -202,6 +202,17 @@ def test_the_environment_variable_decides_where_auto_would(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert resolve_backend("auto", (A,)) == expected
     assert resolve_backend("reference", (A,)) == "reference"
+
+
+def test_an_empty_environment_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOGO_FAST_BACKEND", "")
+    assert resolve_backend("auto", (A,)) == "reference"
+
+
+def test_the_environment_variable_is_named_where_it_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOGO_FAST_BACKEND", "triton")
+    with pytest.raises(TypeError, match=r"the environment's DOGO_FAST_BACKEND=triton takes float32"):
+        functional.nt_xent(A.double(), B.double())
 
 
 def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

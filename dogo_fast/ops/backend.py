@@ -26,8 +26,10 @@ def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
         TypeError: Triton for float64.
     """
     validation.check_choice("backend", requested, BACKENDS)
+    asked_by = f"backend={requested!r}"
     if requested == "auto":
-        requested = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        requested = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        asked_by = f"the environment's {ENVIRONMENT_VARIABLE}={requested}"
         validation.check_choice(f"the environment variable {ENVIRONMENT_VARIABLE}", requested, BACKENDS)
     fit = all(tensor.dtype in TRITON_DTYPES for tensor in tensors)
     if requested == "auto":
@@ -36,12 +38,11 @@ def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
         if not fit:
             dtypes = sorted({str(tensor.dtype) for tensor in tensors})
             raise TypeError(
-                f"backend='triton' takes float32, bfloat16 and float16, got {', '.join(dtypes)}: "
-                "use backend='reference' or 'auto'"
+                f"{asked_by} takes float32, bfloat16 and float16, got {', '.join(dtypes)}: use 'reference' or 'auto'"
             )
         if not (tensors[0].is_cuda or interpreting()):
             raise ValueError(
-                f"backend='triton' needs tensors on a GPU, got {tensors[0].device}: use backend='auto', or set "
+                f"{asked_by} needs tensors on a GPU, got {tensors[0].device}: use 'auto', or set "
                 "TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's (slow) interpreter"
             )
     return requested
