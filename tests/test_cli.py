@@ -49,7 +49,8 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(cli, "TRAIN_MODULES", ("tyro", "not_a_module_at_all"))
     assert main(["pretrain"]) == 2
     assert capsys.readouterr().err == (
-        "dogo-fast: error: not_a_module_at_all not installed: pip install 'dogo-fast[train]', in a checkout '.[train]'\n"
+        "dogo-fast: error: not_a_module_at_all not installed: "
+        "pip install 'dogo-fast[train]', in a checkout '.[train]'\n"
     )
 
 
