@@ -65,6 +65,11 @@ def test_ragged_rows_and_unequal_widths(device: torch.device, N: int, D_1: int, 
     check_draws(*losses(), draws, only(0).to(device))
 
 
+def test_running_maxima_over_several_key_tiles(device: torch.device) -> None:
+    """When a later tile raises a maximum, the sums so far and the means of Δ in them move with it."""
+    check(*losses(0.02, 0.02), peers(150, 24, 17, device=device), only(0).to(device), slack=1e-6 + 2e-8 / 0.02)
+
+
 @pytest.mark.parametrize("part", DoGoLossOutput._fields)
 def test_every_output_is_differentiable_on_its_own(device: torch.device, part: str) -> None:
     weights = only(DoGoLossOutput._fields.index(part)).to(device)

@@ -106,6 +106,21 @@ def test_a_single_key_has_exactly_zero_divergence_and_gradient(device: torch.dev
     assert value == 0 and all(gradient.norm() == 0 for gradient in gradients)
 
 
+@pytest.mark.parametrize("detach_teacher", [True, False])
+def test_running_maxima_over_several_key_tiles(device: torch.device, detach_teacher: bool) -> None:
+    """When a later tile raises a maximum, the sums so far and the means of Δ in them move with it."""
+    options = {"teacher_temperature": 0.02, "detach_teacher": detach_teacher}
+    check(*losses(0.07, **options), pairs(150, 150, 24, 17, device=device), slack=1e-6 + 2e-8 / 0.02)
+
+
+def test_keys_opposite_to_every_query(device: torch.device) -> None:
+    """All cosines near −1 at T = 0.01: the exponential of a padded key, whose cosine is 0, is infinite beside theirs."""
+    queries, noise, teacher, more = pairs(5, 5, 16, 16, device=device)
+    queries, teacher = queries[:1].expand(5, 16) + 0.01 * queries, teacher[:1].expand(5, 16) + 0.01 * teacher
+    inputs = [queries, 0.01 * noise - queries, teacher, 0.01 * more - teacher]
+    check(*losses(0.01, detach_teacher=False), inputs, slack=1e-6 + 2e-8 / 0.01)
+
+
 def test_one_confident_key(device: torch.device) -> None:
     """The teacher is sure of the diagonal, the student of nothing: one term carries each row."""
     draws = []
