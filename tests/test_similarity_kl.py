@@ -114,7 +114,7 @@ def test_running_maxima_over_several_key_tiles(device: torch.device, detach_teac
 
 
 def test_keys_opposite_to_every_query(device: torch.device) -> None:
-    """All cosines near −1 at T = 0.01: the exponential of a padded key, whose cosine is 0, is infinite beside theirs."""
+    """All cosines near −1 at T = 0.01: the exponential of a padded key, whose cosine is 0, overflows beside them."""
     queries, noise, teacher, more = pairs(5, 5, 16, 16, device=device)
     queries, teacher = queries[:1].expand(5, 16) + 0.01 * queries, teacher[:1].expand(5, 16) + 0.01 * teacher
     inputs = [queries, 0.01 * noise - queries, teacher, 0.01 * more - teacher]
