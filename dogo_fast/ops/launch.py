@@ -97,6 +97,11 @@ class Problem:
     def pad(self) -> int:
         return self.pad_a + self.pad_b
 
+    @property
+    def temperatures(self) -> tuple[Tensor | float, ...]:
+        """As the kernels take them: τ, then T of each peer."""
+        return tuple(each.argument for each in (self.temperature, *self.kd_temperatures))
+
     def chunk(self, peer: int) -> int:
         return int(row_chunk(self.widths[peer], self.products[peer].itemsize))
 
@@ -208,18 +213,16 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     splits = configurations.column_splits(row_blocks, problem.rows_b, tile, multiprocessors(device))
     nt_partial = _floats(problem.peers, 3, splits, problem.pad, device=device) if problem.nt else None
     kl_partial = _floats(2, 3, splits, problem.pad_a, device=device) if problem.kl else None
-    first, second = problem.kd_temperatures
-    temperatures = (problem.temperature.argument, first.argument, second.argument)
     run(
         statistics_kernel, (row_blocks, splits),
-        saved.z_1, saved.z_2, nt_partial, kl_partial, *temperatures, problem.rows_a, problem.rows_b, problem.pad_a,
-        problem.pad_b, **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
+        saved.z_1, saved.z_2, nt_partial, kl_partial, *problem.temperatures,
+        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     run(
         finalize_kernel, (1,),
-        nt_partial, kl_partial, saved.nt, saved.kl, rows, *values, *temperatures,
+        nt_partial, kl_partial, saved.nt, saved.kl, rows, *values, *problem.temperatures,
         problem.rows_a, problem.pad_a, problem.pad_b, problem.nt_scale, problem.kl_scale, *problem.kd_weights,
         **problem.statistics_switches(), SPLITS=splits, BLOCK=problem.finalize_rows, num_warps=8,
     )  # fmt: skip
@@ -291,14 +294,12 @@ def backward(
         for peer in range(owned)
     ]
     inner = _floats(owned, 2, problem.pad, device=device) if temperatures_learn else None
-    first, second = problem.kd_temperatures
-    temperatures = (problem.temperature.argument, first.argument, second.argument)
     tile = problem.tiles(device).gradient
     absent = (None, None)
     run(
         gradient_kernel, (problem.row_blocks(tile, views=2), owned),
         saved.z_1, saved.z_2, saved.inverse_norm, *(gradients.views + absent)[:4], *(*scratch, None)[:2], inner,
-        saved.nt, saved.kl, factor, *upstream, *temperatures,
+        saved.nt, saved.kl, factor, *upstream, *problem.temperatures,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
         problem.nt_scale, problem.kl_scale, *problem.kd_weights,
         **problem.tile_switches(), **problem.chunks(), **problem.product_chunks("BLOCK_S"), PEER_2=peer_2,
@@ -307,8 +308,8 @@ def backward(
     )  # fmt: skip
     if temperatures_learn:
         run(
-        temperature_gradient_kernel, (1,),
-            inner, gradients.temperature, *gradients.kd_temperatures, *temperatures,
+            temperature_gradient_kernel, (1,),
+            inner, gradients.temperature, *gradients.kd_temperatures, *problem.temperatures,
             problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
             **problem.switches(), PEER_2=peer_2, BLOCK=problem.finalize_rows, num_warps=8,
         )  # fmt: skip

@@ -126,7 +126,7 @@ def _product(tensor: Tensor) -> str:
     """The dtype in which float32 rows are to be multiplied here and now: autocast's, else their own."""
     kind = tensor.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return str(torch.get_autocast_dtype(tensor.device.type)).removeprefix("torch.")
+        return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
     return "float32"
 
 
