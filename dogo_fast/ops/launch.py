@@ -216,7 +216,8 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     run(
         statistics_kernel, (row_blocks, splits),
         saved.z_1, saved.z_2, nt_partial, kl_partial, *problem.temperatures,
-        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
+        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
+        **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
