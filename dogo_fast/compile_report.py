@@ -109,7 +109,7 @@ def launches(case: Case, target: str) -> list[Launch]:
     dtype = getattr(torch, case.dtype)
     learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
     number = 0.02 if case.variant == "online" else 0.5
-    product = "float32"
+    how = ("float32", "triton")
     views = [torch.empty(case.N, case.D, dtype=dtype, device="meta") for _ in range(4)]
     gradient = torch.empty(2 * case.N if case.loss == "nt_xent" else case.N, device="meta")
     gradient = gradient if case.variant == "rows" else gradient[0]
@@ -117,15 +117,15 @@ def launches(case: Case, target: str) -> list[Launch]:
     settings: tuple[Any, ...]
     with mock.patch.object(launch, "run", record), mock.patch.object(launch, "architecture", lambda device: target):
         if case.loss == "nt_xent":
-            settings = (learnt, number, reduction, product)
+            settings = (learnt, number, reduction, *how)
             saved = library._nt_xent_forward(*views[:2], *settings)[1:]
             library._nt_xent_backward(gradient, *saved, *views[:2], *settings)
         elif case.loss == "similarity_kl":
-            settings = (learnt, number, learnt, number / 2, reduction, case.variant == "static", product)
+            settings = (learnt, number, learnt, number / 2, reduction, case.variant == "static", *how)
             saved = library._similarity_kl_forward(*views, *settings)[1:]
             library._similarity_kl_backward(gradient, *saved, *views, *settings)
         else:
-            settings = (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean", product)
+            settings = (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean", *how)
             saved = library._dogo_loss_forward(*views, *settings)[7:]
             upstream = (gradient, *[None] * 6)
             library._dogo_loss_backward(*upstream, *saved, *views, *settings)

@@ -1,9 +1,10 @@
 """The losses as functions: check the arguments, choose a backend, call its operator.
 
-Every loss takes ``backend``: ``"triton"`` (the fused kernels; a GPU, or a CPU under Triton's interpreter),
-``"reference"`` (the dense formulas of ``dogo_fast.reference``, any device, at least float32 inside) or ``"auto"``:
-what the environment variable ``DOGO_FAST_BACKEND`` names, else Triton for float32, bfloat16 and float16 tensors on a
-GPU and the reference elsewhere. Losses come back in float32 (float64 for float64 inputs).
+Every loss takes ``backend``: ``"triton"`` (the fused kernels; a GPU, or a CPU under Triton's interpreter), ``"cpp"``
+(the fused kernels of csrc/ on the CPU, compiled on first use where they were not when the package was installed),
+``"reference"`` (the dense formulas of ``dogo_fast.reference``, any device, at least float32 inside) or ``"auto"``: what
+the environment variable ``DOGO_FAST_BACKEND`` names, else Triton for float32, bfloat16 and float16 tensors on a GPU,
+C++ on the CPU, and the reference where neither is to be had. Losses come back in float32 (float64 for float64 inputs).
 
 NaN or Inf anywhere in an input gives a NaN loss. A zero row is treated as ``F.normalize`` does (ε = 1e-12).
 """
@@ -49,9 +50,10 @@ def nt_xent(
     a, b = validation.check_views(("a", "b"), a, b)
     temperature = validation.check_temperature("temperature", temperature, a.device)
     validation.check_choice("reduction", reduction, NT_XENT_REDUCTIONS)
-    if resolve_backend(backend, (a, b)) == "reference":
+    backend = resolve_backend(backend, (a, b))
+    if backend == "reference":
         return _exactly(reference.nt_xent)(*_wide(a, b), _wide_number(temperature), reduction=reduction)
-    return ops.nt_xent(a, b, temperature, reduction)
+    return ops.nt_xent(a, b, temperature, reduction, backend)
 
 
 def similarity_kl(
@@ -98,7 +100,8 @@ def similarity_kl(
         teacher_temperature = validation.check_temperature("teacher_temperature", teacher_temperature, device)
     validation.check_choice("reduction", reduction, KL_REDUCTIONS)
     validation.check_flag("detach_teacher", detach_teacher)
-    if resolve_backend(backend, (*student, *teacher)) == "reference":
+    backend = resolve_backend(backend, (*student, *teacher))
+    if backend == "reference":
         queries, keys, teacher_queries, teacher_keys = _wide(*student, *teacher)
         return _exactly(reference.similarity_kl)(
             (queries, keys),
@@ -108,7 +111,7 @@ def similarity_kl(
             reduction=reduction,
             detach_teacher=detach_teacher,
         )
-    return ops.similarity_kl(student, teacher, temperature, teacher_temperature, reduction, detach_teacher)
+    return ops.similarity_kl(student, teacher, temperature, teacher_temperature, reduction, detach_teacher, backend)
 
 
 def dogo_loss(
@@ -153,7 +156,8 @@ def dogo_loss(
     kd_temperature = validation.check_temperature("kd_temperature", kd_temperature, a_1.device)
     weights = validation.check_weights("kd_weight", kd_weight)
     validation.check_choice("kl_reduction", kl_reduction, DOGO_KL_REDUCTIONS)
-    if resolve_backend(backend, (a_1, b_1, a_2, b_2)) == "reference":
+    backend = resolve_backend(backend, (a_1, b_1, a_2, b_2))
+    if backend == "reference":
         a_1, b_1, a_2, b_2 = _wide(a_1, b_1, a_2, b_2)
         return _exactly(reference.dogo_loss)(
             (a_1, b_1),
@@ -163,7 +167,7 @@ def dogo_loss(
             kd_weight=weights,
             kl_reduction=kl_reduction,
         )
-    return ops.dogo_loss((a_1, b_1), (a_2, b_2), temperature, kd_temperature, weights, kl_reduction)
+    return ops.dogo_loss((a_1, b_1), (a_2, b_2), temperature, kd_temperature, weights, kl_reduction, backend)
 
 
 def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: τ, a number above 0 or a 0-d tensor; an ``nn.Parameter`` is registered and learnt.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
 
     Example::
 
@@ -43,7 +43,7 @@ class SimilarityKLLoss(nn.Module):
         teacher_temperature: T of the teacher; None means the student's.
         reduction: ``"batchmean"``, ``"mean"``, ``"sum"`` or ``"none"``.
         detach_teacher: hold the teacher's distribution constant.
-        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
     """
 
     temperature: float | Tensor
@@ -94,7 +94,7 @@ class DoGoLoss(nn.Module):
         kd_temperature: T of the similarity distributions, likewise.
         kd_weight: weight of the distillation term, any finite number or a pair with one per peer.
         kl_reduction: ``"batchmean"``, ``"mean"`` (divides by N² as the authors' code does) or ``"sum"``.
-        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
 
     Example::
 

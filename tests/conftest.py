@@ -1,7 +1,8 @@
-"""Where the kernels run: on a GPU if there is one, else in Triton's interpreter on the CPU (chosen before Triton is
-imported)."""
+"""Which backend computes, and where. Triton's kernels run on a GPU if there is one, else in Triton's interpreter on the
+CPU (chosen before Triton is imported)."""
 
 import os
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 import pytest
@@ -24,9 +25,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=NO_GPU))
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device of tensors given to the Triton kernels: a CPU means the interpreter."""
-    if request.param == "cpu" and torch.cuda.is_available():
-        pytest.skip(NO_INTERPRETER)
-    return torch.device(request.param)
+TRITON = ["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)]
+CPP_THREADS = 2  # so that tasks run at once even where each test process is given one thread
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], torch.device]]:
+    """Makes backend="auto" mean a fused backend while the test runs, and says where its tensors are to be."""
+    threads = torch.get_num_threads()
+
+    def chosen(kind: str) -> torch.device:
+        if kind == "interpreter" and torch.cuda.is_available():
+            pytest.skip(NO_INTERPRETER)
+        if kind == "cpp":
+            torch.set_num_threads(CPP_THREADS)
+        monkeypatch.setenv("DOGO_FAST_BACKEND", "cpp" if kind == "cpp" else "triton")
+        return torch.device("cuda" if kind == "gpu" else "cpu")
+
+    yield chosen
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[*TRITON, "cpp"])
+def device(request: pytest.FixtureRequest, choose: Callable[[str], torch.device]) -> torch.device:
+    """For tests of every fused backend."""
+    return choose(request.param)
+
+
+@pytest.fixture(params=TRITON)
+def triton_device(request: pytest.FixtureRequest, choose: Callable[[str], torch.device]) -> torch.device:
+    """For tests of the Triton kernels; a CPU means the interpreter."""
+    return choose(request.param)
+
+
+@pytest.fixture
+def cpp_device(choose: Callable[[str], torch.device]) -> torch.device:
+    """For tests of the C++ kernels."""
+    return choose("cpp")

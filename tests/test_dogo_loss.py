@@ -22,7 +22,7 @@ def losses(temperature: float = 0.5, kd_temperature: float = 0.1, **options: Any
     options.setdefault("kd_weight", (2.0, 0.5))
 
     def fused(*inputs: Tensor) -> Tensor:
-        output = functional.dogo_loss(inputs[:2], inputs[2:], temperature, kd_temperature, backend="triton", **options)
+        output = functional.dogo_loss(inputs[:2], inputs[2:], temperature, kd_temperature, **options)
         return torch.stack(output)
 
     weight = options["kd_weight"]
@@ -89,7 +89,7 @@ def test_reductions_of_the_divergence(device: torch.device, kl_reduction: str) -
 def test_zero_weight_is_each_peer_alone(device: torch.device) -> None:
     inputs = peers(20, 24, 17, device=device)
     value, gradients = evaluate(losses(kd_weight=0.0)[0], inputs, only(0).to(device))
-    _, alone = evaluate(lambda a, b: functional.nt_xent(a, b, 0.5, backend="triton"), inputs[:2])
+    _, alone = evaluate(lambda a, b: functional.nt_xent(a, b, 0.5), inputs[:2])
     assert value[0] == value[3] + value[4]
     assert all(gradient_error(ours, theirs.double()) <= 1e-6 for ours, theirs in zip(gradients, alone, strict=False))
 
@@ -144,7 +144,7 @@ def test_learnable_temperatures(device: torch.device) -> None:
         return of
 
     temperatures = [torch.tensor(0.4, device=device), torch.tensor(0.1, device=device)]
-    fused, dense = loss(functional.dogo_loss, backend="triton"), loss(reference.dogo_loss)
+    fused, dense = loss(functional.dogo_loss), loss(reference.dogo_loss)
     check(fused, dense, [*peers(37, 24, 17, device=device), *temperatures], only(0).to(device))
 
 
@@ -162,14 +162,14 @@ def test_the_gradient_of_one_temperature_is_untouched_by_a_dominant_divergence(
         return of
 
     inputs = [*peers(33, 32, 32, dtype=dtype, device=device), torch.tensor(0.5, device=device)]
-    check(loss(functional.dogo_loss, backend="triton"), loss(reference.dogo_loss), inputs, only(0).to(device))
+    check(loss(functional.dogo_loss), loss(reference.dogo_loss), inputs, only(0).to(device))
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 def test_the_authors_recipe_gives_the_value_of_their_published_formula(device: torch.device) -> None:
     inputs = peers(64, 128, 128)
     loss_1, loss_2 = published_recipe(inputs[:2], inputs[2:])
-    recipe = DoGoLoss(0.5, 0.1, kd_weight=(100, 1), kl_reduction="mean", backend="triton")
+    recipe = DoGoLoss(0.5, 0.1, kd_weight=(100, 1), kl_reduction="mean")
     a_1, b_1, a_2, b_2 = (tensor.to(device) for tensor in inputs)
     output = recipe((a_1, b_1), (a_2, b_2))
     assert abs(output.loss_1.cpu() - loss_1) <= 1e-6 * loss_1.abs()
@@ -180,7 +180,7 @@ def test_the_authors_recipe_gives_the_value_of_their_published_formula(device: t
 def test_nan_and_inf_give_a_nan_loss(device: torch.device, bad: float) -> None:
     inputs = peers(10, 16, 16, device=device)
     inputs[3][4, 7] = bad
-    output = functional.dogo_loss((inputs[0], inputs[1]), (inputs[2], inputs[3]), backend="triton")
+    output = functional.dogo_loss((inputs[0], inputs[1]), (inputs[2], inputs[3]))
     assert output.loss.isnan() and output.loss_1.isnan() and output.loss_2.isnan()
 
 

@@ -57,6 +57,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"backend='triton' takes float32, .*float64",
     ),
+    "cpp elsewhere": (
+        lambda: functional.nt_xent(A.to("meta"), B.to("meta"), backend="cpp"),
+        ValueError,
+        r"backend='cpp' needs tensors on the CPU, got meta",
+    ),
     "not a pair": (
         lambda: functional.similarity_kl(A, (C, D)),  # type: ignore[arg-type]
         TypeError,
@@ -193,7 +198,7 @@ def test_sixteen_bit_inputs_give_float32_losses_and_their_own_gradients() -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("reference", "reference"), ("triton", "triton"), ("auto", "reference")]
+    ("value", "expected"), [("reference", "reference"), ("triton", "triton"), ("cpp", "cpp"), ("auto", "cpp")]
 )
 def test_the_environment_variable_decides_where_auto_would(
     monkeypatch: pytest.MonkeyPatch, value: str, expected: str
@@ -206,7 +211,8 @@ def test_the_environment_variable_decides_where_auto_would(
 
 def test_an_empty_environment_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOGO_FAST_BACKEND", "")
-    assert resolve_backend("auto", (A,)) == "reference"
+    assert resolve_backend("auto", (A,)) == "cpp"
+    assert resolve_backend("auto", (A.double(),)) == "cpp"
 
 
 def test_the_environment_variable_is_named_where_it_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ TEMPERATURES = [0.02, 0.05, 0.1, 0.5, 1.0]
 
 def losses(temperature: float, reduction: str = "mean") -> tuple[object, object]:
     return (
-        partial(functional.nt_xent, temperature=temperature, reduction=reduction, backend="triton"),
+        partial(functional.nt_xent, temperature=temperature, reduction=reduction),
         partial(reference.nt_xent, temperature=temperature, reduction=reduction),
     )
 
@@ -102,7 +102,7 @@ def test_rows_whose_squares_leave_float32(device: torch.device, scale: float) ->
     clamps."""
     inputs = [scale * tensor for tensor in projections(10, 16, device=device)]
     oracle = reference.nt_xent(*(tensor.double() for tensor in inputs), 0.5)
-    assert value_error(functional.nt_xent(*inputs, 0.5, backend="triton"), oracle) <= 1e-6
+    assert value_error(functional.nt_xent(*inputs, 0.5), oracle) <= 1e-6
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -110,7 +110,7 @@ def test_rows_whose_squares_leave_float32(device: torch.device, scale: float) ->
 def test_nan_and_inf_give_a_nan_loss(device: torch.device, bad: float, temperature: float) -> None:
     a, b = projections(10, 16, device=device)
     b[4, 7] = bad
-    assert functional.nt_xent(a, b, temperature, backend="triton").isnan()
+    assert functional.nt_xent(a, b, temperature).isnan()
 
 
 def test_non_contiguous_inputs(device: torch.device) -> None:
@@ -142,7 +142,7 @@ def test_half_precision_gradients_survive_a_loss_scale(device: torch.device) -> 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_learnable_temperature_gets_its_gradient(device: torch.device, reduction: str) -> None:
     def fused(a: Tensor, b: Tensor, temperature: Tensor) -> Tensor:
-        return functional.nt_xent(a, b, temperature, reduction=reduction, backend="triton")
+        return functional.nt_xent(a, b, temperature, reduction=reduction)
 
     def dense(a: Tensor, b: Tensor, temperature: Tensor) -> Tensor:
         return reference.nt_xent(a, b, temperature, reduction=reduction)
@@ -153,8 +153,7 @@ def test_a_learnable_temperature_gets_its_gradient(device: torch.device, reducti
 
 def test_a_temperature_tensor_that_is_not_above_zero_gives_nan(device: torch.device) -> None:
     inputs = projections(10, 16, device=device)
-    for backend in ("triton", "reference"):
-        assert functional.nt_xent(*inputs, torch.tensor(-0.5, device=device), backend=backend).isnan()
+    assert functional.nt_xent(*inputs, torch.tensor(-0.5, device=device)).isnan()
 
 
 @given(
@@ -186,4 +185,4 @@ def test_opposite_views_under_a_loss_scale(device: torch.device, temperature: fl
     def scaled(function: object, *inputs: Tensor, **options: str) -> Tensor:
         return 65536 * function(*inputs, temperature, **options)  # type: ignore[operator]
 
-    check(partial(scaled, functional.nt_xent, backend="triton"), partial(scaled, reference.nt_xent), [a, b])
+    check(partial(scaled, functional.nt_xent), partial(scaled, reference.nt_xent), [a, b])

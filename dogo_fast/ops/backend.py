@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dogo_fast import validation
+from dogo_fast.ops import extension
 
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "cpp", "reference")
 ENVIRONMENT_VARIABLE = "DOGO_FAST_BACKEND"
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -19,11 +20,14 @@ def interpreting() -> bool:
 
 
 def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
-    """The backend that runs: ``"triton"`` or ``"reference"``.
+    """The backend that runs: ``"triton"``, ``"cpp"`` or ``"reference"``.
 
     Raises:
-        ValueError: an unknown name, here or in the environment variable, or Triton for tensors that are not on a GPU.
+        ValueError: an unknown name, here or in the environment variable, Triton for tensors that are not on a GPU, or
+            C++ for tensors that are not on the CPU.
         TypeError: Triton for float64.
+        ExtensionError: the C++ kernels were asked for by name and cannot be had (``"auto"`` warns once instead, and
+            takes the reference).
     """
     validation.check_choice("backend", requested, BACKENDS)
     asked_by = f"backend={requested!r}"
@@ -31,18 +35,39 @@ def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
         requested = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         asked_by = f"the environment's {ENVIRONMENT_VARIABLE}={requested}"
         validation.check_choice(f"the environment variable {ENVIRONMENT_VARIABLE}", requested, BACKENDS)
-    fit = all(tensor.dtype in TRITON_DTYPES for tensor in tensors)
     if requested == "auto":
-        return "triton" if tensors[0].is_cuda and fit else "reference"
+        return _automatic(tensors)
     if requested == "triton":
-        if not fit:
-            dtypes = sorted({str(tensor.dtype) for tensor in tensors})
-            raise TypeError(
-                f"{asked_by} takes float32, bfloat16 and float16, got {', '.join(dtypes)}: use 'reference' or 'auto'"
-            )
-        if not (tensors[0].is_cuda or interpreting()):
-            raise ValueError(
-                f"{asked_by} needs tensors on a GPU, got {tensors[0].device}: use 'auto', or set "
-                "TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's (slow) interpreter"
-            )
+        _check_triton(asked_by, tensors)
+    if requested == "cpp":
+        _check_cpp(asked_by, tensors)
     return requested
+
+
+def _automatic(tensors: Sequence[Tensor]) -> str:
+    if tensors[0].is_cuda:
+        return "triton" if _fit_triton(tensors) else "reference"
+    return "cpp" if tensors[0].device.type == "cpu" and extension.available() else "reference"
+
+
+def _fit_triton(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.dtype in TRITON_DTYPES for tensor in tensors)
+
+
+def _check_triton(asked_by: str, tensors: Sequence[Tensor]) -> None:
+    if not _fit_triton(tensors):
+        dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+        raise TypeError(
+            f"{asked_by} takes float32, bfloat16 and float16, got {', '.join(dtypes)}: use 'reference' or 'auto'"
+        )
+    if not (tensors[0].is_cuda or interpreting()):
+        raise ValueError(
+            f"{asked_by} needs tensors on a GPU, got {tensors[0].device}: use 'auto', or set "
+            "TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's (slow) interpreter"
+        )
+
+
+def _check_cpp(asked_by: str, tensors: Sequence[Tensor]) -> None:
+    if tensors[0].device.type != "cpu":
+        raise ValueError(f"{asked_by} needs tensors on the CPU, got {tensors[0].device}: use 'auto'")
+    extension.load()

@@ -6,7 +6,7 @@ Three launches and two, whatever N; every other call only allocates.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from dogo_fast.kernels.configurations import padded_rows, padded_width, row_chun
 from dogo_fast.kernels.dogo_backward import gradient_kernel, temperature_gradient_kernel
 from dogo_fast.kernels.dogo_forward import finalize_kernel, statistics_kernel
 from dogo_fast.kernels.normalize import normalize_kernel
+from dogo_fast.ops import problem as problems
 from dogo_fast.ops.backend import interpreting
+from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
 
 STATIC_LIMIT = 60.0
 """2/T up to which the shift of exp((c − m)/T) may be the constant 1: from exp(−60), the smallest that can be, to a loss
@@ -26,62 +28,28 @@ NORMALIZE_ROWS = 16
 FINALIZE_ROWS = 1024
 INTERPRETED_MULTIPROCESSORS = 4
 
-Pair = tuple[Tensor, Tensor]
+PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+"""How float32 products are made, by torch.get_float32_matmul_precision()."""
 
 
-class Temperature(NamedTuple):
-    """A temperature as the operators carry it: the tensor if there is one, else the number."""
-
-    tensor: Tensor | None
-    number: float
-
-    @property
-    def argument(self) -> Tensor | float:
-        return self.number if self.tensor is None else self.tensor
-
-    @property
-    def static(self) -> bool:
-        """Whether the shift of the exponentials may be the constant 1; a tensor's value is unknown, so it may not."""
-        return self.tensor is None and 2.0 / self.number <= STATIC_LIMIT
+def is_static(temperature: Temperature) -> bool:
+    """Whether the shift of the exponentials may be the constant 1; a tensor's value is unknown, so it may not."""
+    return temperature.tensor is None and 2.0 / temperature.number <= STATIC_LIMIT
 
 
-ABSENT = Temperature(None, 1.0)
-
-
-class Saved(NamedTuple):
-    """What the backward pass needs: normalised rows and row statistics; see kernels/dogo_forward.py."""
-
-    z_1: Tensor
-    z_2: Tensor
-    inverse_norm: Tensor
-    nt: Tensor
-    kl: Tensor
+def argument(temperature: Temperature) -> Tensor | float:
+    """As the kernels take it."""
+    return temperature.number if temperature.tensor is None else temperature.tensor
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One loss: its sizes, dtypes, temperatures and switches.
-
-    ``widths`` and ``products`` (the dtypes in which rows are multiplied) have one entry a peer, ``precision`` says how
-    float32 products are made: ieee, tf32x3 or tf32.
-    """
-
-    rows_a: int
-    rows_b: int
-    widths: tuple[int, ...]
-    products: tuple[torch.dtype, ...]
-    precision: str
-    nt: bool
-    kl: bool
-    temperature: Temperature = ABSENT
-    kd_temperatures: tuple[Temperature, Temperature] = (ABSENT, ABSENT)
-    nt_scale: float = 1.0
-    kl_scale: float = 1.0
-    kd_weights: tuple[float, float] = (0.0, 0.0)
+class Problem(problems.Problem):
+    """A loss cut for the Triton kernels."""
 
     @property
-    def peers(self) -> int:
-        return len(self.widths)
+    def products(self) -> tuple[torch.dtype, ...]:
+        """The dtype in which each peer's rows are multiplied."""
+        return tuple(self.product if dtype == torch.float32 else dtype for dtype in self.dtypes)
 
     @property
     def pad_a(self) -> int:
@@ -100,7 +68,7 @@ class Problem:
     @property
     def temperatures(self) -> tuple[Tensor | float, ...]:
         """As the kernels take them: τ, then T of each peer."""
-        return tuple(each.argument for each in (self.temperature, *self.kd_temperatures))
+        return tuple(argument(each) for each in (self.temperature, *self.kd_temperatures))
 
     def chunk(self, peer: int) -> int:
         return int(row_chunk(self.widths[peer], self.products[peer].itemsize))
@@ -147,8 +115,8 @@ class Problem:
     def statistics_switches(self) -> dict[str, Any]:
         first, second = self.kd_temperatures
         return self.switches() | {
-            "NT_STATIC": self.temperature.static,
-            "KL_STATIC": first.static and second.static and first.number == second.number,
+            "NT_STATIC": is_static(self.temperature),
+            "KL_STATIC": is_static(first) and is_static(second) and first.number == second.number,
         }
 
     def tile_switches(self) -> dict[str, Any]:
@@ -156,7 +124,7 @@ class Problem:
         return self.statistics_switches() | {
             "WIDTH_1": self.padded_width(0),
             "WIDTH_2": self.padded_width(last),
-            "PRECISION": self.precision,
+            "PRECISION": PRECISIONS[torch.get_float32_matmul_precision()],
             "INTERPRETED": interpreting(),
         }
 
@@ -246,47 +214,18 @@ def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
     )  # fmt: skip
 
 
-class Gradients(NamedTuple):
-    """Gradients of the inputs (view a and b of each peer that gets one) and of the temperatures that are tensors."""
-
-    views: tuple[Tensor, ...]
-    temperature: Tensor | None
-    kd_temperatures: tuple[Tensor | None, Tensor | None]
-
-
-def allocate_gradients(
-    problem: Problem, saved: Saved, dtypes: tuple[torch.dtype, ...], peer_2: str, temperatures_learn: bool
-) -> Gradients:
-    """Uninitialised gradients. A kd temperature that both peers share has one gradient, the first."""
-    device = saved.z_1.device
-    owned = 1 if peer_2 == "none" else 2
-    views = tuple(
-        torch.empty(rows, problem.widths[peer], dtype=dtypes[peer], device=device)
-        for peer in range(owned)
-        for rows in (problem.rows_a, problem.rows_b)
-    )
-    wanted = (problem.nt, problem.kl, problem.kl and peer_2 == "teacher")
-    scalars = [_floats(device=device) if temperatures_learn and asked else None for asked in wanted]
-    return Gradients(views, scalars[0], (scalars[1], scalars[2]))
-
-
 def backward(
     problem: Problem,
     saved: Saved,
     upstream: list[Tensor | None],
     factor: Tensor | None,
-    dtypes: tuple[torch.dtype, ...],
     peer_2: str,
     temperatures_learn: bool,
 ) -> Gradients:
     """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows
-    (``factor``).
-
-    ``dtypes``: of each peer's inputs; ``peer_2``: "student", "teacher" or "none", what the second peer is
-    differentiated as.
-    """
-    gradients = allocate_gradients(problem, saved, dtypes, peer_2, temperatures_learn)
+    (``factor``). ``peer_2``: "student", "teacher" or "none", what the second peer is differentiated as."""
     device = saved.z_1.device
+    gradients = allocate_gradients(problem, device, peer_2, temperatures_learn)
     owned = len(gradients.views) // 2
     scratch = [
         _floats(problem.pad, problem.padded_width(peer), device=device)

@@ -1,35 +1,33 @@
-"""torch.library operators: schemas, implementations by Triton, fake kernels, autograd.
+"""torch.library operators: schemas, implementations, fake kernels, autograd.
 
 A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number.
 ``product`` is the dtype in which float32 rows are multiplied: ``"bfloat16"`` or ``"float16"`` under autocast, else
-``"float32"``, as torch.set_float32_matmul_precision says when the operator runs; 16-bit rows are always multiplied as
-they are. Besides their values the operators return what their backward reads.
+``"float32"``, on a GPU as torch.set_float32_matmul_precision says when the operator runs. 16-bit rows are multiplied as
+they are on a GPU; on a CPU float32 products, which are more exact, stand in for 16-bit ones that would be slower.
+``backend`` names the module that computes, ``"triton"`` launch.py and ``"cpp"`` tiled.py; they have the same functions.
+Besides their values the operators return what their backward reads.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from dogo_fast.ops.problem import Pair, Problem, Saved, Temperature, allocate_gradients
 from dogo_fast.reference import DoGoLossOutput
-
-if TYPE_CHECKING:
-    from dogo_fast.ops.launch import Problem, Temperature
-
-Pair = tuple[Tensor, Tensor]
 
 _library = torch.library.Library("dogo_fast", "DEF")
 _SAVED = "Tensor z_1, Tensor z_2, Tensor inverse_norm, Tensor nt, Tensor kl"
-_NT_XENT = "Tensor? temperature_tensor, float temperature, str reduction, str product"
+_NT_XENT = "Tensor? temperature_tensor, float temperature, str reduction, str product, str backend"
 _KL = (
     "Tensor? temperature_tensor, float temperature, Tensor? teacher_temperature_tensor, float teacher_temperature, "
-    "str reduction, bool detach_teacher, str product"
+    "str reduction, bool detach_teacher, str product, str backend"
 )
 _DOGO = (
     "Tensor? temperature_tensor, float temperature, Tensor? kd_temperature_tensor, float kd_temperature, "
-    "float kd_weight_1, float kd_weight_2, str kl_reduction, str product"
+    "float kd_weight_1, float kd_weight_2, str kl_reduction, str product, str backend"
 )
 _VALUES = ", ".join(f"Tensor {name}" for name in DoGoLossOutput._fields)
 _UPSTREAM = ", ".join(f"Tensor? {name}" for name in DoGoLossOutput._fields)
@@ -61,10 +59,10 @@ _library.define(
 # ------------------------------------------------------------------------------------------ what functional calls
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor, reduction: str) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor, reduction: str, backend: str) -> Tensor:
     """``functional.nt_xent`` by the operator; arguments are checked already."""
-    _refuse_forward_mode("nt_xent", a, b, temperature)
-    value: Tensor = torch.ops.dogo_fast.nt_xent(a, b, *_split(temperature), reduction, _product(a))[0]
+    _refuse_forward_mode("nt_xent", backend, a, b, temperature)
+    value: Tensor = torch.ops.dogo_fast.nt_xent(a, b, *_split(temperature), reduction, _product(a), backend)[0]
     return value
 
 
@@ -75,12 +73,13 @@ def similarity_kl(
     teacher_temperature: float | Tensor | None,
     reduction: str,
     detach_teacher: bool,
+    backend: str,
 ) -> Tensor:
     """``functional.similarity_kl`` by the operator; arguments are checked already."""
-    _refuse_forward_mode("similarity_kl", *student, *teacher, temperature, teacher_temperature)
+    _refuse_forward_mode("similarity_kl", backend, *student, *teacher, temperature, teacher_temperature)
     teachers = _split(temperature if teacher_temperature is None else teacher_temperature)
     value: Tensor = torch.ops.dogo_fast.similarity_kl(
-        *student, *teacher, *_split(temperature), *teachers, reduction, detach_teacher, _product(student[0])
+        *student, *teacher, *_split(temperature), *teachers, reduction, detach_teacher, _product(student[0]), backend
     )[0]
     return value
 
@@ -92,9 +91,10 @@ def dogo_loss(
     kd_temperature: float | Tensor,
     kd_weights: tuple[float, float],
     kl_reduction: str,
+    backend: str,
 ) -> DoGoLossOutput:
     """``functional.dogo_loss`` by the operator; arguments are checked already."""
-    _refuse_forward_mode("dogo_loss", *peer_1, *peer_2, temperature, kd_temperature)
+    _refuse_forward_mode("dogo_loss", backend, *peer_1, *peer_2, temperature, kd_temperature)
     outputs = torch.ops.dogo_fast.dogo_loss(
         *peer_1,
         *peer_2,
@@ -103,18 +103,19 @@ def dogo_loss(
         *kd_weights,
         kl_reduction,
         _product(peer_1[0]),
+        backend,
     )
     return DoGoLossOutput(*outputs[: len(DoGoLossOutput._fields)])
 
 
-def _refuse_forward_mode(name: str, *inputs: object) -> None:
+def _refuse_forward_mode(name: str, backend: str, *inputs: object) -> None:
     """An operator without a forward-mode formula would silently drop the tangents."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     for tensor in inputs:
         if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
-                f"dogo_fast.{name} has no forward-mode derivative with backend='triton': use backend='reference'"
+                f"dogo_fast.{name} has no forward-mode derivative with backend={backend!r}: use backend='reference'"
             )
 
 
@@ -133,36 +134,42 @@ def _product(tensor: Tensor) -> str:
 # ------------------------------------------------------------------------------------------------ implementations
 
 
-def _temperature(tensor: Tensor | None, number: float) -> "Temperature":
-    from dogo_fast.ops.launch import Temperature
+def _implementation(backend: str) -> Any:
+    """The module that computes: it has ``Problem``, ``allocate_saved``, ``forward`` and ``backward``."""
+    if backend == "cpp":
+        from dogo_fast.ops import tiled
 
-    return Temperature(tensor, number)
+        return tiled
+    from dogo_fast.ops import launch
+
+    return launch
 
 
-def _problem(rows: tuple[int, int], inputs: list[tuple[int, torch.dtype]], product: str, **settings: Any) -> "Problem":
+def _problem(
+    rows: tuple[int, int], inputs: list[tuple[int, torch.dtype]], product: str, backend: str, **settings: Any
+) -> Problem:
     """``inputs``: width and dtype of each peer."""
-    from dogo_fast.ops.launch import Problem
-
-    wide = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[product]
-    return Problem(
+    problem: Problem = _implementation(backend).Problem(
         *rows,
         widths=tuple(width for width, _ in inputs),
-        products=tuple(wide if dtype == torch.float32 else dtype for _, dtype in inputs),
-        precision={"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()],
+        dtypes=tuple(dtype for _, dtype in inputs),
+        product={"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[product],
         **settings,
     )
+    return problem
 
 
 def _nt_xent_problem(
-    N: int, D: int, dtype: torch.dtype, tensor: Tensor | None, number: float, reduction: str, product: str
-) -> "Problem":
+    N: int, D: int, dtype: torch.dtype, tensor: Tensor | None, number: float, reduction: str, product: str, backend: str
+) -> Problem:
     return _problem(
         (N, N),
         [(D, dtype)],
         product,
+        backend,
         nt=True,
         kl=False,
-        temperature=_temperature(tensor, number),
+        temperature=Temperature(tensor, number),
         nt_scale=1.0 / (2 * N) if reduction == "mean" else 1.0,
     )
 
@@ -182,14 +189,16 @@ def _kl_problem(
     reduction: str,
     _detach_teacher: bool,
     product: str,
-) -> "Problem":
+    backend: str,
+) -> Problem:
     return _problem(
         (R, C),
         inputs,
         product,
+        backend,
         nt=False,
         kl=True,
-        kd_temperatures=(_temperature(tensor, number), _temperature(teacher_tensor, teacher_number)),
+        kd_temperatures=(Temperature(tensor, number), Temperature(teacher_tensor, teacher_number)),
         kl_scale=_kl_scale(reduction, R, C),
         kd_weights=(1.0, 1.0),
     )
@@ -206,15 +215,17 @@ def _dogo_problem(
     kd_weight_2: float,
     kl_reduction: str,
     product: str,
-) -> "Problem":
-    kd_temperature = _temperature(kd_tensor, kd_number)
+    backend: str,
+) -> Problem:
+    kd_temperature = Temperature(kd_tensor, kd_number)
     return _problem(
         (N, N),
         inputs,
         product,
+        backend,
         nt=True,
         kl=True,
-        temperature=_temperature(tensor, number),
+        temperature=Temperature(tensor, number),
         kd_temperatures=(kd_temperature, kd_temperature),
         nt_scale=1.0 / (2 * N),
         kl_scale=_kl_scale(kl_reduction, N, N),
@@ -222,110 +233,94 @@ def _dogo_problem(
     )
 
 
-def _scalar(like: Tensor) -> Tensor:
-    return torch.empty((), dtype=torch.float32, device=like.device)
+def _value(problem: Problem, like: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    return torch.empty(shape, dtype=problem.value_dtype, device=like.device)
 
 
-def _value(like: Tensor, rows: int, reduction: str) -> Tensor:
-    return torch.empty(rows, dtype=torch.float32, device=like.device) if reduction == "none" else _scalar(like)
-
-
-def _given(value: Tensor | None, like: Tensor) -> Tensor:
+def _given(value: Tensor | None, problem: Problem, like: Tensor) -> Tensor:
     """Operators return tensors only: an empty one stands for a gradient that nobody asked for."""
-    return torch.empty(0, dtype=torch.float32, device=like.device) if value is None else value
+    return _value(problem, like, (0,)) if value is None else value
 
 
 def _nt_xent_forward(a: Tensor, b: Tensor, *settings: Any, fake: bool = False) -> tuple[Tensor, ...]:
-    from dogo_fast.ops import launch
-
-    *_, reduction, _product = settings
+    *_, reduction, _product, backend = settings
+    computed_by = _implementation(backend)
     problem = _nt_xent_problem(a.shape[0], a.shape[1], a.dtype, *settings)
-    value = _value(a, 2 * a.shape[0], reduction)
+    value = _value(problem, a, (2 * a.shape[0],) if reduction == "none" else ())
     if fake:
-        return value, *launch.allocate_saved(problem, a.device)
-    rows, total = (value, _scalar(a)) if reduction == "none" else (None, value)
-    return value, *launch.forward(problem, ((a, b),), [None, None, None, total, None, None, None], rows)
+        return value, *computed_by.allocate_saved(problem, a.device)
+    rows, total = (value, _value(problem, a)) if reduction == "none" else (None, value)
+    return value, *computed_by.forward(problem, ((a, b),), [None, None, None, total, None, None, None], rows)
 
 
 def _nt_xent_backward(gradient: Tensor, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
-    from dogo_fast.ops import launch
-
-    saved = launch.Saved(*arguments[:5])
+    saved = Saved(*arguments[:5])
     a, _b, *settings = arguments[5:]
-    dtype = a.dtype
-    problem = _nt_xent_problem(a.shape[0], a.shape[1], dtype, *settings)
+    problem = _nt_xent_problem(a.shape[0], a.shape[1], a.dtype, *settings)
     learns = problem.temperature.tensor is not None
     if fake:
-        gradients = launch.allocate_gradients(problem, saved, (dtype,), "none", learns)
+        gradients = allocate_gradients(problem, a.device, "none", learns)
     else:
         upstream, factor = _rows_or_total(gradient, 3)
-        gradients = launch.backward(problem, saved, upstream, factor, (dtype,), "none", learns)
-    return *gradients.views, _given(gradients.temperature, saved.z_1)
+        gradients = _implementation(settings[-1]).backward(problem, saved, upstream, factor, "none", learns)
+    return *gradients.views, _given(gradients.temperature, problem, a)
 
 
 def _similarity_kl_forward(
     queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: Tensor, *settings: Any, fake: bool = False
 ) -> tuple[Tensor, ...]:
-    from dogo_fast.ops import launch
-
     R, C = queries.shape[0], keys.shape[0]
-    *_, reduction, _detach, _product = settings
+    *_, reduction, _detach, _product, backend = settings
+    computed_by = _implementation(backend)
     inputs = [(queries.shape[1], queries.dtype), (teacher_queries.shape[1], teacher_queries.dtype)]
     problem = _kl_problem(R, C, inputs, *settings)
-    value = _value(queries, R, reduction)
+    value = _value(problem, queries, (R,) if reduction == "none" else ())
     if fake:
-        return value, *launch.allocate_saved(problem, queries.device)
-    rows, total = (value, _scalar(queries)) if reduction == "none" else (None, value)
+        return value, *computed_by.allocate_saved(problem, queries.device)
+    rows, total = (value, _value(problem, queries)) if reduction == "none" else (None, value)
     pairs = ((queries, keys), (teacher_queries, teacher_keys))
-    return value, *launch.forward(problem, pairs, [None, None, None, None, None, total, None], rows)
+    return value, *computed_by.forward(problem, pairs, [None, None, None, None, None, total, None], rows)
 
 
 def _similarity_kl_backward(gradient: Tensor, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
-    from dogo_fast.ops import launch
-
-    saved = launch.Saved(*arguments[:5])
+    saved = Saved(*arguments[:5])
     queries, keys, teacher, _teacher_keys, *settings = arguments[5:]
-    detach_teacher = settings[-2]
-    dtype, dtype_teacher = queries.dtype, teacher.dtype
-    inputs = [(queries.shape[1], dtype), (teacher.shape[1], dtype_teacher)]
+    *_, detach_teacher, _product, backend = settings
+    inputs = [(queries.shape[1], queries.dtype), (teacher.shape[1], teacher.dtype)]
     problem = _kl_problem(queries.shape[0], keys.shape[0], inputs, *settings)
     peer_2 = "none" if detach_teacher else "teacher"
     learns = any(temperature.tensor is not None for temperature in problem.kd_temperatures)
     if fake:
-        gradients = launch.allocate_gradients(problem, saved, (dtype, dtype_teacher), peer_2, learns)
+        gradients = allocate_gradients(problem, queries.device, peer_2, learns)
     else:
         upstream, factor = _rows_or_total(gradient, 5)
-        gradients = launch.backward(problem, saved, upstream, factor, (dtype, dtype_teacher), peer_2, learns)
+        gradients = _implementation(backend).backward(problem, saved, upstream, factor, peer_2, learns)
     views = (*gradients.views, None, None)[:4]
-    return tuple(_given(gradient, saved.z_1) for gradient in (*views, *gradients.kd_temperatures))
+    return tuple(_given(gradient, problem, queries) for gradient in (*views, *gradients.kd_temperatures))
 
 
 def _dogo_loss_forward(
     a_1: Tensor, b_1: Tensor, a_2: Tensor, b_2: Tensor, *settings: Any, fake: bool = False
 ) -> tuple[Tensor, ...]:
-    from dogo_fast.ops import launch
-
+    computed_by = _implementation(settings[-1])
     problem = _dogo_problem(a_1.shape[0], [(a_1.shape[1], a_1.dtype), (a_2.shape[1], a_2.dtype)], *settings)
-    values: list[Any] = [_scalar(a_1) for _ in DoGoLossOutput._fields]
+    values: list[Any] = [_value(problem, a_1) for _ in DoGoLossOutput._fields]
     if fake:
-        return *values, *launch.allocate_saved(problem, a_1.device)
-    return *values, *launch.forward(problem, ((a_1, b_1), (a_2, b_2)), values, None)
+        return *values, *computed_by.allocate_saved(problem, a_1.device)
+    return *values, *computed_by.forward(problem, ((a_1, b_1), (a_2, b_2)), values, None)
 
 
 def _dogo_loss_backward(*arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
-    from dogo_fast.ops import launch
-
-    upstream, saved = arguments[:7], launch.Saved(*arguments[7:12])
+    upstream, saved = arguments[:7], Saved(*arguments[7:12])
     a_1, _b_1, a_2, _b_2, *settings = arguments[12:]
-    dtype_1, dtype_2 = a_1.dtype, a_2.dtype
-    problem = _dogo_problem(a_1.shape[0], [(a_1.shape[1], dtype_1), (a_2.shape[1], dtype_2)], *settings)
+    problem = _dogo_problem(a_1.shape[0], [(a_1.shape[1], a_1.dtype), (a_2.shape[1], a_2.dtype)], *settings)
     learns = problem.temperature.tensor is not None or problem.kd_temperatures[0].tensor is not None
     if fake:
-        gradients = launch.allocate_gradients(problem, saved, (dtype_1, dtype_2), "student", learns)
+        gradients = allocate_gradients(problem, a_1.device, "student", learns)
     else:
-        gradients = launch.backward(problem, saved, list(upstream), None, (dtype_1, dtype_2), "student", learns)
+        gradients = _implementation(settings[-1]).backward(problem, saved, list(upstream), None, "student", learns)
     temperatures = (gradients.temperature, gradients.kd_temperatures[0])
-    return *gradients.views, *(_given(gradient, saved.z_1) for gradient in temperatures)
+    return *gradients.views, *(_given(gradient, problem, a_1) for gradient in temperatures)
 
 
 def _rows_or_total(gradient: Tensor, output: int) -> tuple[list[Tensor | None], Tensor | None]:
@@ -347,27 +342,27 @@ def _setup_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _differentiate_nt_xent(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
-        return (None,) * 6
+        return (None,) * 7
     tensor = ctx.saved_tensors[-1]
     a, b, temperature = torch.ops.dogo_fast.nt_xent_backward(gradient, *ctx.saved_tensors, *ctx.settings)
-    return a, b, _like(temperature, tensor), None, None, None
+    return a, b, _like(temperature, tensor), None, None, None, None
 
 
 def _setup_similarity_kl(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *pairs, tensor, ctx.number, teacher_tensor, teacher_number, reduction, detach_teacher, product = inputs
+    *pairs, tensor, ctx.number, teacher_tensor, teacher_number, reduction, detach_teacher, product, backend = inputs
     _save(ctx, output, 1, *pairs, tensor, teacher_tensor)
-    ctx.settings = (teacher_number, reduction, detach_teacher, product)
+    ctx.settings = (teacher_number, reduction, detach_teacher, product, backend)
     ctx.teacher_learns = not detach_teacher
 
 
 def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
-        return (None,) * 11
+        return (None,) * 12
     *kept, tensor, teacher_tensor = ctx.saved_tensors
     queries, keys, *teacher, temperature, teacher_temperature = torch.ops.dogo_fast.similarity_kl_backward(
         gradient, *kept, tensor, ctx.number, teacher_tensor, *ctx.settings
     )
-    rest = (None, None, None, None)  # teacher_temperature, reduction, detach_teacher, product
+    rest = (None,) * 5  # teacher_temperature, reduction, detach_teacher, product, backend
     if ctx.teacher_learns:
         return (
             queries,
@@ -382,9 +377,9 @@ def _differentiate_similarity_kl(ctx: Any, gradient: Tensor | None, *_: Any) -> 
 
 
 def _setup_dogo_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *peers, tensor, ctx.number, kd_tensor, kd_number, weight_1, weight_2, kl_reduction, product = inputs
+    *peers, tensor, ctx.number, kd_tensor, kd_number, weight_1, weight_2, kl_reduction, product, backend = inputs
     _save(ctx, output, len(DoGoLossOutput._fields), *peers, tensor, kd_tensor)
-    ctx.settings = (kd_number, weight_1, weight_2, kl_reduction, product)
+    ctx.settings = (kd_number, weight_1, weight_2, kl_reduction, product, backend)
 
 
 def _differentiate_dogo_loss(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
@@ -393,7 +388,7 @@ def _differentiate_dogo_loss(ctx: Any, *gradients: Tensor | None) -> tuple[Any, 
     *views, temperature, kd_temperature = torch.ops.dogo_fast.dogo_loss_backward(
         *upstream, *kept, tensor, ctx.number, kd_tensor, *ctx.settings
     )
-    return *views, _like(temperature, tensor), None, _like(kd_temperature, kd_tensor), None, None, None, None, None
+    return *views, _like(temperature, tensor), None, _like(kd_temperature, kd_tensor), *(None,) * 6
 
 
 def _save(ctx: Any, output: tuple[Tensor, ...], values: int, *inputs: Tensor | None) -> None:
@@ -409,9 +404,14 @@ def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else gradient.to(tensor.dtype)
 
 
-def _refuse_second_derivative(name: str, *_: Any) -> Any:
+def _remember_backend(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.backend = inputs[-1]
+
+
+def _refuse_second_derivative(name: str, ctx: Any, *_: Any) -> Any:
     raise RuntimeError(
-        f"dogo_fast.{name} has no second derivative with backend='triton': differentiate it with backend='reference'"
+        f"dogo_fast.{name} has no second derivative with backend={ctx.backend!r}: "
+        "differentiate it with backend='reference'"
     )
 
 
@@ -425,7 +425,9 @@ def _register(name: str, forward: Any, backward: Any, setup_context: Any, differ
         torch.library.register_fake(f"dogo_fast::{operator}", functools.partial(function, fake=True), lib=_library)
     torch.library.register_autograd(f"dogo_fast::{name}", differentiate, setup_context=setup_context, lib=_library)
     refuse = functools.partial(_refuse_second_derivative, name)
-    torch.library.register_autograd(f"dogo_fast::{name}_backward", refuse, lib=_library)
+    torch.library.register_autograd(
+        f"dogo_fast::{name}_backward", refuse, setup_context=_remember_backend, lib=_library
+    )
 
 
 _register("nt_xent", _nt_xent_forward, _nt_xent_backward, _setup_nt_xent, _differentiate_nt_xent)

@@ -1,0 +1,161 @@
+// The operators that dogo_fast/ops/tiled.py calls: torch.ops.dogo_fast_cpp.*. They trust their arguments.
+#include <ATen/native/CPUBlas.h>
+#include <torch/library.h>
+
+#include "parallel.h"
+#include "passes.h"
+
+namespace dogo_fast {
+namespace {
+
+using at::Tensor;
+
+// geometry: rows, block and span of view a, the same of view b, threads.
+Geometry make_geometry(at::IntArrayRef sizes) {
+  TORCH_CHECK(sizes.size() == 7, "geometry must have 7 numbers, got ", sizes.size());
+  Geometry geometry;
+  geometry.a = {sizes[0], sizes[1], 0, sizes[2]};
+  geometry.b = {sizes[3], sizes[4], 0, sizes[5]};
+  geometry.b.start = geometry.a.padded();
+  geometry.threads = sizes[6];
+  return geometry;
+}
+
+// temperatures: τ, T of peer 1, T of peer 2. Which losses there are is seen in the statistics' sizes.
+template <typename T>
+Problem<T> make_problem(
+    at::IntArrayRef geometry, at::ArrayRef<double> temperatures, int64_t peers, const Tensor& nt, const Tensor& kl) {
+  TORCH_CHECK(temperatures.size() == 3, "temperatures must be 3 numbers, got ", temperatures.size());
+  Problem<T> problem;
+  problem.geometry = make_geometry(geometry);
+  problem.peers = peers;
+  problem.nt = nt.numel() > 0;
+  problem.kl = kl.numel() > 0;
+  problem.temperature = temperatures[0];
+  problem.kd_temperatures[0] = temperatures[1];
+  problem.kd_temperatures[1] = temperatures[2];
+  return problem;
+}
+
+template <typename T>
+Statistics<T> make_statistics(const Problem<T>& problem, const Tensor& nt, const Tensor& kl) {
+  return {
+      nt.mutable_data_ptr<T>(), kl.mutable_data_ptr<T>(), problem.geometry.padded(), problem.geometry.a.padded()};
+}
+
+template <typename T>
+std::vector<Operand<T>> make_operands(at::TensorList rows, at::TensorList panels) {
+  std::vector<Operand<T>> operands;
+  for (size_t peer = 0; peer < rows.size(); ++peer) {
+    operands.emplace_back(rows[peer], panels[peer]);
+  }
+  return operands;
+}
+
+// f.template operator()<T>() with the type of the sums.
+template <typename F>
+auto with_type(const Tensor& statistics, F&& f) {
+  return statistics.scalar_type() == at::kDouble ? f.template operator()<double>() : f.template operator()<float>();
+}
+
+int64_t statistics(
+    at::TensorList views, at::TensorList rows, const Tensor& inverse_norm, const Tensor& nt, const Tensor& kl,
+    at::TensorList panels, at::IntArrayRef geometry, at::ArrayRef<double> temperatures, int64_t step) {
+  return with_type(inverse_norm, [&]<typename T>() {
+    const auto peers = static_cast<int64_t>(rows.size());
+    const auto problem = make_problem<T>(geometry, temperatures, peers, nt, kl);
+    const auto operands = make_operands<T>(rows, panels);
+    const auto sums = make_statistics(problem, nt, kl);
+    if (step == 0) {
+      for (int64_t peer = 0; peer < peers; ++peer) {
+        T* inverse = inverse_norm.mutable_data_ptr<T>() + peer * sums.padded;
+        normalize<T>(problem.geometry, views[2 * peer], views[2 * peer + 1], rows[peer], inverse);
+        make_panels(problem.geometry, operands[peer]);
+      }
+      clear_statistics(problem, sums);
+    }
+    return add_statistics(problem, operands, sums, step);
+  });
+}
+
+void values(
+    const Tensor& inverse_norm, const Tensor& nt, const Tensor& kl, at::TensorList values,
+    const std::optional<Tensor>& rows, at::IntArrayRef geometry, at::ArrayRef<double> temperatures, double nt_scale,
+    double kl_scale, at::ArrayRef<double> kd_weights) {
+  with_type(inverse_norm, [&]<typename T>() {
+    const auto problem = make_problem<T>(geometry, temperatures, inverse_norm.size(0), nt, kl);
+    T* row_values = rows ? rows->mutable_data_ptr<T>() : nullptr;
+    const Values sums = finish_statistics(problem, make_statistics(problem, nt, kl), row_values);
+    const double nt_1 = nt_scale * sums.nt_xent[0], nt_2 = nt_scale * sums.nt_xent[1];
+    const double kl_1 = kl_scale * sums.kl[0], kl_2 = kl_scale * sums.kl[1];
+    const auto write = [&](size_t index, double value) { *values[index].mutable_data_ptr<T>() = static_cast<T>(value); };
+    if (!problem.nt || !problem.kl) {
+      write(0, problem.nt ? nt_1 : kl_1);
+      return 0;
+    }
+    const double loss_1 = nt_1 + kd_weights[0] * kl_1, loss_2 = nt_2 + kd_weights[1] * kl_2;
+    size_t index = 0;
+    for (const double value : {loss_1 + loss_2, loss_1, loss_2, nt_1, nt_2, kl_1, kl_2}) {
+      write(index++, value);
+    }
+    return 0;
+  });
+}
+
+int64_t gradients(
+    at::TensorList rows, const Tensor& inverse_norm, const Tensor& nt, const Tensor& kl,
+    const std::optional<Tensor>& factor, at::TensorList panels, at::TensorList sums, at::TensorList key_sums,
+    const Tensor& pulls, const std::optional<Tensor>& inner, at::TensorList gradients, at::IntArrayRef geometry,
+    at::ArrayRef<double> temperatures, at::ArrayRef<double> nt_coefficients, at::ArrayRef<double> kl_coefficients,
+    bool teacher, int64_t step) {
+  return with_type(inverse_norm, [&]<typename T>() {
+    const auto peers = static_cast<int64_t>(rows.size());
+    const auto problem = make_problem<T>(geometry, temperatures, peers, nt, kl);
+    const auto operands = make_operands<T>(rows, panels);
+    if (step == 0) {
+      for (const auto& operand : operands) {
+        make_panels(problem.geometry, operand);
+      }
+    }
+    Backward<T> backward;
+    backward.peer_2 = gradients.size() < 4 ? Role::kConstant : teacher ? Role::kTeacher : Role::kStudent;
+    std::copy_n(nt_coefficients.begin(), 2, backward.nt_coefficients);
+    std::copy_n(kl_coefficients.begin(), 2, backward.kl_coefficients);
+    backward.factor = factor ? factor->const_data_ptr<T>() : nullptr;
+    backward.inverse_norm = inverse_norm.const_data_ptr<T>();
+    backward.pulls = pulls.mutable_data_ptr<T>();
+    backward.inner = inner ? inner->mutable_data_ptr<T>() : nullptr;
+    backward.sums = sums.vec();
+    backward.key_sums = key_sums.vec();
+    backward.gradients = gradients.vec();
+    return add_gradients(problem, operands, make_statistics(problem, nt, kl), backward, step);
+  });
+}
+
+// Whether 16-bit products are worth their rounding: where the processor has AMX.
+bool has_amx() { return at::native::cpublas::could_pack(at::kBFloat16); }
+
+}  // namespace
+
+TORCH_LIBRARY(dogo_fast_cpp, m) {
+  m.def(
+      "statistics(Tensor[] views, Tensor(a!)[] rows, Tensor(b!) inverse_norm, Tensor(c!) nt, Tensor(d!) kl, "
+      "Tensor(e!)[] panels, int[] geometry, float[] temperatures, int step) -> int");
+  m.def(
+      "values(Tensor inverse_norm, Tensor(a!) nt, Tensor(b!) kl, Tensor(c!)[] values, Tensor(d!)? rows, "
+      "int[] geometry, float[] temperatures, float nt_scale, float kl_scale, float[] kd_weights) -> ()");
+  m.def(
+      "gradients(Tensor[] rows, Tensor inverse_norm, Tensor nt, Tensor kl, Tensor? factor, Tensor(a!)[] panels, "
+      "Tensor(b!)[] sums, Tensor(c!)[] key_sums, Tensor(d!) pulls, Tensor(e!)? inner, Tensor(f!)[] gradients, "
+      "int[] geometry, float[] temperatures, float[] nt_coefficients, float[] kl_coefficients, bool teacher, "
+      "int step) -> int");
+  m.def("has_amx() -> bool", has_amx);
+}
+
+TORCH_LIBRARY_IMPL(dogo_fast_cpp, CPU, m) {
+  m.impl("statistics", statistics);
+  m.impl("values", values);
+  m.impl("gradients", gradients);
+}
+
+}  // namespace dogo_fast

@@ -1,0 +1,192 @@
+"""The C++ kernels of csrc/ on the CPU: sizes, buffers, calls.
+
+Forward: statistics, values. Backward: gradients. A call does a tenth of a second's work or so and says where to go on,
+so that Python can be interrupted in between; all but large problems are one call a pass.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dogo_fast.ops import extension, problem
+from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
+
+PADDING = 128
+"""Rows of zeros behind each view, as csrc/geometry.h has it; also the most rows a block may have."""
+
+BLOCK_MULTIPLE = 16
+SMALLEST_BLOCK = 32
+SPAN_ROWS = 2048
+"""Rows in a span at width 128, so that a step of the schedule takes at most some tenths of a second."""
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32. AVX512-BF16 alone does not: half as fast."""
+    extension.load()
+    return bool(torch.ops.dogo_fast_cpp.has_amx())
+
+
+@dataclass(frozen=True)
+class Problem(problem.Problem):
+    """A loss cut for the C++ kernels."""
+
+    @property
+    def products(self) -> tuple[torch.dtype, ...]:
+        """The dtype in which each peer's rows are kept and multiplied: never narrower than what was given, unless
+        autocast asks; 16-bit products only where they are fast, since float32 ones are more exact."""
+        if self.value_dtype == torch.float64:
+            return (torch.float64,) * self.peers
+        asked = [self.product if dtype == torch.float32 else dtype for dtype in self.dtypes]
+        return tuple(torch.bfloat16 if dtype == torch.bfloat16 and has_amx() else torch.float32 for dtype in asked)
+
+    @property
+    def pad_a(self) -> int:
+        return self.rows_a + PADDING
+
+    @property
+    def pad(self) -> int:
+        return self.pad_a + self.rows_b + PADDING
+
+    def width(self, peer: int) -> int:
+        """Columns of a row as it is kept: an even number for 16-bit products, which take pairs."""
+        width = self.widths[peer]
+        return width + width % 2 if self.products[peer] == torch.bfloat16 else width
+
+    def geometry(self) -> list[int]:
+        """How rows are cut into blocks and spans, for as many threads as torch has; see csrc/geometry.h."""
+        threads = torch.get_num_threads()
+        # In a tournament two spans meet in every task; in a rectangle a span of queries meets one of keys.
+        spans = 2 * threads if self.nt else threads
+        longest = max(PADDING, int(SPAN_ROWS * math.sqrt(128 / max(self.widths))))
+        sizes = []
+        for rows in (self.rows_a, self.rows_b):
+            count = spans * math.ceil(rows / (spans * longest))
+            span_rows = math.ceil(rows / count)
+            span = math.ceil(span_rows / PADDING)
+            block = math.ceil(span_rows / span / BLOCK_MULTIPLE) * BLOCK_MULTIPLE
+            sizes += [rows, max(block, SMALLEST_BLOCK), span]
+        return [*sizes, threads]
+
+    def temperature_values(self) -> list[float]:
+        """τ and T of each peer; NaN for a tensor that is not finite and above 0."""
+        return [_value(each) for each in (self.temperature, *self.kd_temperatures)]
+
+
+def _value(temperature: Temperature) -> float:
+    if temperature.tensor is None:
+        return temperature.number
+    value = float(temperature.tensor)
+    return value if 0 < value < math.inf else math.nan
+
+
+def allocate_saved(problem: Problem, device: torch.device) -> Saved:
+    """Uninitialised buffers; the shapes depend on the problem's sizes and dtypes only."""
+    z = [
+        torch.empty(problem.pad, problem.width(peer), dtype=problem.products[peer], device=device)
+        for peer in range(problem.peers)
+    ]
+    dtype = problem.value_dtype
+    return Saved(
+        z_1=z[0],
+        z_2=z[1] if problem.peers == 2 else torch.empty(0, 0, dtype=problem.products[0], device=device),
+        inverse_norm=torch.empty(problem.peers, problem.pad, dtype=dtype, device=device),
+        nt=torch.empty((problem.peers, 3, problem.pad) if problem.nt else (0, 3, 0), dtype=dtype, device=device),
+        kl=torch.empty((2, 3, problem.pad_a) if problem.kl else (0, 3, 0), dtype=dtype, device=device),
+    )
+
+
+def _walk(operator: Any, *arguments: Any) -> None:
+    """Call an operator until its last step is done."""
+    step = 0
+    while step >= 0:
+        step = operator(*arguments, step)
+
+
+def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | None], rows: Tensor | None) -> Saved:
+    """Write the losses to ``values`` (loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2; None: not wanted, all but
+    one where there is one loss only) and, unless None, every row's value to ``rows``."""
+    extension.load()
+    operators = torch.ops.dogo_fast_cpp
+    saved = allocate_saved(problem, peers[0][0].device)
+    z = [saved.z_1, saved.z_2][: problem.peers]
+    panels = [torch.empty_like(each).unsqueeze(0) for each in z]
+    views = [view for pair in peers for view in pair]
+    geometry, temperatures = problem.geometry(), problem.temperature_values()
+    _walk(operators.statistics, views, z, *saved[2:], panels, geometry, temperatures)
+    wanted = [value for value in values if value is not None]
+    operators.values(
+        *saved[2:], wanted, rows, geometry, temperatures, problem.nt_scale, problem.kl_scale, problem.kd_weights
+    )
+    return saved
+
+
+def backward(
+    problem: Problem,
+    saved: Saved,
+    upstream: list[Tensor | None],
+    factor: Tensor | None,
+    peer_2: str,
+    temperatures_learn: bool,
+) -> Gradients:
+    """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows
+    (``factor``). ``peer_2``: "student", "teacher" or "none", what the second peer is differentiated as."""
+    extension.load()
+    gradients = allocate_gradients(problem, saved.z_1.device, peer_2, temperatures_learn)
+    owned = len(gradients.views) // 2
+    z = [saved.z_1, saved.z_2][: problem.peers]
+    dtype = problem.value_dtype
+    layouts = [3 if each.dtype == torch.bfloat16 else 1 for each in z]
+    panels = [each.new_empty(count, *each.shape) for count, each in zip(layouts, z, strict=True)]
+    sums, key_sums = ([torch.empty_like(each, dtype=dtype) for each in z[:owned]] for _ in range(2))
+    pulls = torch.empty_like(saved.inverse_norm)
+    inner = saved.inverse_norm.new_empty(owned, 2, problem.pad) if temperatures_learn else None
+    temperatures = problem.temperature_values()
+    _walk(
+        torch.ops.dogo_fast_cpp.gradients,
+        z, *saved[2:], factor, panels, sums, key_sums, pulls, inner, gradients.views,
+        problem.geometry(), temperatures, *_coefficients(problem, temperatures, upstream, factor, peer_2),
+        peer_2 == "teacher",
+    )  # fmt: skip
+    if inner is not None:
+        _write_temperature_gradients(problem, gradients, inner, temperatures)
+    return gradients
+
+
+def _coefficients(
+    problem: Problem, temperatures: list[float], upstream: list[Tensor | None], factor: Tensor | None, peer_2: str
+) -> tuple[list[float], list[float]]:
+    """What multiplies every weight of NT-Xent and of the KL, of each peer: the upstream gradient times the reduction's
+    scale over the temperature. Rows have their own upstream gradients."""
+    loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2 = (0.0 if g is None else float(g) for g in upstream)
+    nt, kl = [loss + loss_1 + nt_xent_1, loss + loss_2 + nt_xent_2], [0.0, 0.0]
+    for peer, (of_peer, own) in enumerate(((loss_1, kl_1), (loss_2, kl_2))):
+        kl[peer] = problem.kd_weights[peer] * (loss + of_peer) + own
+    if factor is not None:
+        nt, kl = [1.0, 1.0], [1.0, 1.0]
+    if peer_2 == "teacher":
+        kl[1] = kl[0]  # the one KL there is, seen from its other side
+    tau, *kd_temperatures = temperatures
+    return (
+        [problem.nt_scale * each / tau for each in nt],
+        [problem.kl_scale * each / temperature for each, temperature in zip(kl, kd_temperatures, strict=True)],
+    )
+
+
+def _write_temperature_gradients(
+    problem: Problem, gradients: Gradients, inner: Tensor, temperatures: list[float]
+) -> None:
+    """From the rows' Σ_j w_ij s_ij and Σ_j w_ij (c_ij − m_i); see csrc/dogo_backward.cpp."""
+    sums = inner.sum(dim=2, dtype=torch.float64).tolist()
+    if gradients.temperature is not None:
+        gradients.temperature.fill_(-0.5 * sum(nt for nt, _ in sums) / temperatures[0])
+    own, teacher = gradients.kd_temperatures
+    if teacher is not None:
+        teacher.fill_(-sums[1][1] / temperatures[2])
+        sums = sums[:1]
+    if own is not None:
+        own.fill_(-sum(kl for _, kl in sums) / temperatures[1])
