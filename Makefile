@@ -10,13 +10,21 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test lint compile-report clean
+.PHONY: pretrain test sanitize lint compile-report clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# The tests of the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer in them. The runtimes must come before
+# Python; libstdc++ with them, or they miss its exceptions. --capture=sys lets a report out of a process that dies.
+RUNTIMES = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell g++ -print-file-name=$(library)))
+sanitize: $(VENV)/.installed-test
+	env LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  DOGO_FAST_SANITIZE=address,undefined DOGO_FAST_CACHE=$(abspath $(VENV))/sanitized OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n auto --dist loadfile --capture=sys -k "cpp or tiled" $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

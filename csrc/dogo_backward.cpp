@@ -338,6 +338,8 @@ void Gradients<T>::finish_rows(const View& view, int64_t block, int64_t peer) co
   const int64_t width = operand.width(), first = view.start + view.first(block);
   const View& other = &view == &problem_.geometry.a ? problem_.geometry.b : problem_.geometry.a;
   const at::Tensor& out = backward_.gradients[2 * peer + (&view == &problem_.geometry.b)];
+  Out* gradients = out.mutable_data_ptr<Out>();
+  const int64_t columns = out.size(1);
   T* sums = backward_.sums[peer].template mutable_data_ptr<T>() + first * width;
   const T* panel = backward_.key_sums[peer].template const_data_ptr<T>() + first * width;
   add_transposed(panel, view.block, width, sums);
@@ -360,8 +362,8 @@ void Gradients<T>::finish_rows(const View& view, int64_t block, int64_t peer) co
     const T scale = backward_.inverse_norm[peer * statistics_.padded + view.start + index];
     const bool clamped = scale >= static_cast<T>(kClampedInverseNorm);
     const T along = clamped ? T{0} : inner_product(dz, row.data(), width, T{0});
-    Out* gradient = out.mutable_data_ptr<Out>() + index * out.size(1);
-    for (int64_t j = 0; j < out.size(1); ++j) {
+    Out* gradient = gradients + index * columns;
+    for (int64_t j = 0; j < columns; ++j) {
       gradient[j] = static_cast<Out>((dz[j] - along * row[j]) * scale);
     }
   }

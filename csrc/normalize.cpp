@@ -49,8 +49,8 @@ T normalize_row(T* row, int64_t width) {
 template <typename T, typename In>
 void load(const at::Tensor& view, int64_t i, T* row) {
   const In* data = view.const_data_ptr<In>() + i * view.stride(0);
-  const int64_t stride = view.stride(1);
-  for (int64_t j = 0; j < view.size(1); ++j) {
+  const int64_t stride = view.stride(1), columns = view.size(1);
+  for (int64_t j = 0; j < columns; ++j) {
     row[j] = static_cast<T>(data[j * stride]);
   }
 }

@@ -171,8 +171,10 @@ void Operand<T>::release() const {
 
 template <typename T>
 void Operand<T>::load_row(int64_t i, T* out) const {
-  for (int64_t column = 0; column < width_; ++column) {
-    out[column] = narrow_ ? static_cast<T>(narrow_row(i)[column]) : row(i)[column];
+  if (narrow_) {
+    std::copy_n(narrow_row(i), width_, out);
+  } else {
+    std::copy_n(row(i), width_, out);
   }
 }
 

@@ -244,6 +244,7 @@ print(step(4096, torch.float32), step(4096, torch.bfloat16))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif("DOGO_FAST_SANITIZE" in os.environ, reason="a sanitizer needs memory of its own")
 def test_memory_at_4096_rows_grows_by_less_than_64_mib(cpp_device: torch.device) -> None:
     """As the kernel counts resident pages, gradients included; the dense formula's similarities alone are 1.1 GiB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
