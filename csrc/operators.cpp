@@ -2,6 +2,7 @@
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
+#include "exp2.h"
 #include "parallel.h"
 #include "passes.h"
 
@@ -132,6 +133,20 @@ int64_t gradients(
   });
 }
 
+// 2^x of every number in place, as the passes compute it: for tests and benchmarks.
+void exp2_in_place(const Tensor& x) {
+  with_type(x, [&]<typename T>() {
+    T* data = x.mutable_data_ptr<T>();
+    at::parallel_for(0, x.numel(), 4096, [&](int64_t start, int64_t stop) {
+#pragma omp simd
+      for (int64_t i = start; i < stop; ++i) {
+        data[i] = exp2(data[i]);
+      }
+    });
+    return 0;
+  });
+}
+
 // Whether 16-bit products are worth their rounding: where the processor has AMX.
 bool has_amx() { return at::native::cpublas::could_pack(at::kBFloat16); }
 
@@ -149,6 +164,7 @@ TORCH_LIBRARY(dogo_fast_cpp, m) {
       "Tensor(b!)[] sums, Tensor(c!)[] key_sums, Tensor(d!) pulls, Tensor(e!)? inner, Tensor(f!)[] gradients, "
       "int[] geometry, float[] temperatures, float[] nt_coefficients, float[] kl_coefficients, bool teacher, "
       "int step) -> int");
+  m.def("exp2_(Tensor(a!) x) -> ()");
   m.def("has_amx() -> bool", has_amx);
 }
 
@@ -156,6 +172,7 @@ TORCH_LIBRARY_IMPL(dogo_fast_cpp, CPU, m) {
   m.impl("statistics", statistics);
   m.impl("values", values);
   m.impl("gradients", gradients);
+  m.impl("exp2_", exp2_in_place);
 }
 
 }  // namespace dogo_fast

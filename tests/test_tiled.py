@@ -46,6 +46,25 @@ def peers(N: int, D_1: int, D_2: int, dtype: torch.dtype = torch.float32, seed: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "highest", "allowed"), [(torch.float32, -126, 87, 8e-8), (torch.float64, -1022, 866, 3e-16)]
+)
+def test_exp2_to_the_last_bit_over_its_range(
+    cpp_device: torch.device, dtype: torch.dtype, lowest: float, highest: float, allowed: float
+) -> None:
+    """8e-8 is 1.3 units of float32's rounding (2⁻²⁴), 3e-16 is 2.7 of float64's; the comparison adds some of its own."""
+    x = torch.linspace(lowest, highest, 200_001, dtype=dtype)
+    y = x.clone()
+    tiled.extension.load()
+    torch.ops.dogo_fast_cpp.exp2_(y)
+    exact = torch.exp2(x.double())
+    assert float(((y.double() - exact) / exact).abs().max()) <= allowed
+    special = torch.tensor([0.0, 1.0, -1.0, lowest - 50, -torch.inf, torch.nan], dtype=dtype)
+    torch.ops.dogo_fast_cpp.exp2_(special)
+    assert special[:3].tolist() == [1.0, 2.0, 0.5] and special[5].isnan()
+    assert all(0 <= float(value) <= 2.0**lowest for value in special[3:5])
+
+
 @pytest.mark.parametrize("temperature", [0.002, 0.02, 0.5, 10.0])
 @pytest.mark.parametrize("losses", [dogo_losses, kl_losses])
 def test_float64_is_as_exact_as_the_oracle(

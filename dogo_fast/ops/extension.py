@@ -269,7 +269,7 @@ def build(unusable: tuple[int, int, int] | None = None) -> Path:
             ) from error
         threads = understands_threads(compiler)
         note = "" if threads else "; for one thread only, as clang's OpenMP is not torch's: g++ makes it all of them"
-        print(f"dogo_fast: compiling the CPU kernels once (about a minute), into {cache}{note}", file=sys.stderr)
+        print(f"dogo_fast: compiling the CPU kernels once (about half a minute), into {cache}{note}", file=sys.stderr)
         _write_ninja_file(folder, name, compiler, compile_flags(chosen, threads=threads))
         succeeded, output = _run([ninja, "--quiet", *_jobs()], folder)
         if not succeeded:
