@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test sanitize lint compile-report clean
+.PHONY: pretrain test sanitize bench-cpu lint compile-report clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
@@ -30,6 +30,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Writes RESULT.json and RESULT.txt; some minutes. Threads spin here, as they do by default.
+RESULT ?= bench/results/tiled-cpu
+bench-cpu: $(VENV)/.installed-test
+	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest bench/test_tiled.py --benchmark-json=$(RESULT).json \
+	  --benchmark-columns=median,iqr,rounds $(ARGS)
+	$(BIN)/python bench/table.py $(RESULT).json | tee $(RESULT).txt
 
 compile-report: $(VENV)/.installed-train
 	$(BIN)/python -m dogo_fast.compile_report $(ARGS)

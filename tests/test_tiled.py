@@ -52,7 +52,7 @@ def peers(N: int, D_1: int, D_2: int, dtype: torch.dtype = torch.float32, seed: 
 def test_exp2_to_the_last_bit_over_its_range(
     cpp_device: torch.device, dtype: torch.dtype, lowest: float, highest: float, allowed: float
 ) -> None:
-    """8e-8 is 1.3 units of float32's rounding (2⁻²⁴), 3e-16 is 2.7 of float64's; the comparison adds some of its own."""
+    """8e-8 is 1.3 units of float32's rounding (2⁻²⁴), 3e-16 is 2.7 of float64's, the comparison's own among them."""
     x = torch.linspace(lowest, highest, 200_001, dtype=dtype)
     y = x.clone()
     tiled.extension.load()
