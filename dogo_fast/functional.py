@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dogo_fast import ops, reference, validation
-from dogo_fast.ops.backend import BACKENDS, resolve_backend
+from dogo_fast.ops.backend import AUTOCAST_DEVICES, BACKENDS, resolve_backend
 from dogo_fast.reference import DoGoLossOutput
 
 __all__ = ["BACKENDS", "DoGoLossOutput", "dogo_loss", "nt_xent", "similarity_kl", "simsiam"]
@@ -211,7 +211,7 @@ def _exactly(function: Callable[..., T]) -> Callable[..., T]:
 
     def outside(*args, **kwargs):  # type: ignore[no-untyped-def]  # torch.compile fails on guards of annotations here
         kind = _device_type(args)
-        if not torch.amp.is_autocast_available(kind):
+        if kind not in AUTOCAST_DEVICES:
             return function(*args, **kwargs)
         with torch.autocast(kind, enabled=False):
             return function(*args, **kwargs)

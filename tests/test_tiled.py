@@ -7,8 +7,8 @@ import itertools
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -177,38 +177,26 @@ def test_several_python_threads_at_once(cpp_device: torch.device) -> None:
     """Each with problems of its own, forward and backward."""
     problems = [peers(100 + 10 * seed, 24, 17, seed=seed) for seed in range(6)]
     expected = [evaluate(dogo_losses()[0], inputs) for inputs in problems]
-    results: dict[int, list[Any]] = {index: [] for index in range(len(problems))}
 
-    def work(index: int) -> None:
+    def work(inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         torch.set_num_threads(2)
-        for _ in range(5):
-            results[index].append(evaluate(dogo_losses()[0], problems[index]))
+        return evaluate(dogo_losses()[0], inputs)
 
-    workers = [threading.Thread(target=work, args=(index,)) for index in results]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    for index, (value, gradients) in enumerate(expected):
-        assert len(results[index]) == 5
-        for other, other_gradients in results[index]:
-            assert torch.equal(value, other) and all(map(torch.equal, gradients, other_gradients))
+    with ThreadPoolExecutor(len(problems)) as pool:
+        results = list(pool.map(work, 5 * problems))
+    for (value, gradients), (other, other_gradients) in zip(5 * expected, results, strict=True):
+        assert torch.equal(value, other) and all(map(torch.equal, gradients, other_gradients))
 
 
 def test_python_goes_on_while_the_kernels_run(cpp_device: torch.device) -> None:
     inputs = peers(2500, 64, 64)
-    done = threading.Event()
-
-    def work() -> None:
-        evaluate(dogo_losses()[0], inputs)
-        done.set()
-
-    worker = threading.Thread(target=work)
-    worker.start()
     turns = 0
-    while not done.wait(0.001):
-        turns += 1
-    worker.join()
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(evaluate, dogo_losses()[0], inputs)
+        while not work.done():
+            wait([work], timeout=0.001)
+            turns += 1
+    work.result()
     assert turns > 3
 
 

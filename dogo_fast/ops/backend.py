@@ -11,6 +11,11 @@ from dogo_fast.ops import extension
 
 BACKENDS = ("auto", "triton", "cpp", "reference")
 ENVIRONMENT_VARIABLE = "DOGO_FAST_BACKEND"
+AUTOCAST_DEVICES = frozenset(
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)
+)
+"""Kinds of device that autocast knows; asked here, since torch.compile of torch 2.11 cannot trace the question."""
+
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -83,9 +83,10 @@ def compile_flags(variant: str, *, threads: bool = True) -> list[str]:
     """What the compiler is told, apart from where torch's headers lie; ``threads``: with OpenMP."""
     import torch
 
-    # The C++ that torch was compiled as is the C++ that its headers need.
+    # The kernels need C++20; the headers of torch need at least the C++ that it was compiled as.
     built_as = re.search(r"C\+\+ Version: 20(\d\d)", torch.__config__.show())
-    flags = [f"-std=c++{built_as[1] if built_as else 20}", "-fPIC", "-fvisibility=hidden", *INSTRUCTION_SETS[variant]]
+    standard = max(20, int(built_as[1])) if built_as else 20
+    flags = [f"-std=c++{standard}", "-fPIC", "-fvisibility=hidden", *INSTRUCTION_SETS[variant]]
     if threads:
         flags.append("-fopenmp")
     if sanitizers := os.environ.get(SANITIZE_VARIABLE):

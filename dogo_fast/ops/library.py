@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from dogo_fast.ops.backend import AUTOCAST_DEVICES
 from dogo_fast.ops.problem import Pair, Problem, Saved, Temperature, allocate_gradients
 from dogo_fast.reference import DoGoLossOutput
 
@@ -126,7 +127,7 @@ def _split(temperature: float | Tensor) -> tuple[Tensor | None, float]:
 def _product(tensor: Tensor) -> str:
     """The dtype in which float32 rows are to be multiplied here and now: autocast's, else their own."""
     kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
         return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
     return "float32"
 
