@@ -61,35 +61,22 @@ struct Query {
   T m_1, m_2;
 };
 
-template <typename T, Role kPeer2>
-void weigh_kl_static(const T* c_1, const T* c_2, int64_t n, T rate, const Query<T>& q, T* out_1, T* out_2) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const T second = exp2((c_2[j] - 1) * rate);
-    const T delta = (c_1[j] - c_2[j]) * rate;
-    const T ratio = exp2(delta);
-    out_1[j] = second * (ratio * q.own_1 - q.other_1);
-    if constexpr (kPeer2 == Role::kStudent) {
-      out_2[j] = second * (q.own_2 - ratio * q.other_2);
-    } else if constexpr (kPeer2 == Role::kTeacher) {
-      out_2[j] = second * q.own_2 * (-delta - q.mean);
-    }
-  }
-}
-
-template <typename T, Role kPeer2>
-void weigh_kl_shifted(
-    const T* c_1, const T* c_2, int64_t n, T rate_1, T rate_2, const Query<T>& q, T* out_1, T* out_2) {
+// The KL's weights of a row, of peer 1 and, unless it is constant, of peer 2. With the constant shift the difference of
+// the distributions is exp(x_2) (exp(Δ) q_1 − q_2), in which the rounding of nearly equal peers cancels.
+template <bool kStatic, Role kPeer2, typename T>
+void weigh_kl_row(const T* c_1, const T* c_2, int64_t n, T rate_1, T rate_2, const Query<T>& q, T* out_1, T* out_2) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T logit_1 = (c_1[j] - q.m_1) * rate_1;
     const T logit_2 = (c_2[j] - q.m_2) * rate_2;
-    const T first = exp2(logit_1), second = exp2(logit_2);
-    out_1[j] = first * q.own_1 - second * q.other_1;
+    const T delta = kStatic ? (c_1[j] - c_2[j]) * rate_1 : logit_1 - logit_2;
+    const T second = exp2(logit_2);
+    const T first = kStatic ? exp2(delta) : exp2(logit_1);  // with the constant shift, of exp(x_2)
+    out_1[j] = kStatic ? second * (first * q.own_1 - q.other_1) : first * q.own_1 - second * q.other_1;
     if constexpr (kPeer2 == Role::kStudent) {
-      out_2[j] = second * q.own_2 - first * q.other_2;
+      out_2[j] = kStatic ? second * (q.own_2 - first * q.other_2) : second * q.own_2 - first * q.other_2;
     } else if constexpr (kPeer2 == Role::kTeacher) {
-      out_2[j] = second * q.own_2 * (logit_2 - logit_1 - q.mean);
+      out_2[j] = second * q.own_2 * (-delta - q.mean);
     }
   }
 }
@@ -206,11 +193,8 @@ Query<T> Gradients<T>::query(int64_t row) const {
 template <typename T>
 void Gradients<T>::weigh_kl(const T* c_1, const T* c_2, int64_t n, const Query<T>& q, T* out_1, T* out_2) const {
   const auto weigh = [&]<Role kPeer2>() {
-    if (problem_.kl_static()) {
-      weigh_kl_static<T, kPeer2>(c_1, c_2, n, problem_.kd_rate(0), q, out_1, out_2);
-    } else {
-      weigh_kl_shifted<T, kPeer2>(c_1, c_2, n, problem_.kd_rate(0), problem_.kd_rate(1), q, out_1, out_2);
-    }
+    const auto row = problem_.kl_static() ? weigh_kl_row<true, kPeer2, T> : weigh_kl_row<false, kPeer2, T>;
+    row(c_1, c_2, n, problem_.kd_rate(0), problem_.kd_rate(1), q, out_1, out_2);
   };
   switch (backward_.peer_2) {
     case Role::kStudent:

@@ -171,32 +171,17 @@ struct KLRow {
   T e_1, x_1, e_2, x_2;
 };
 
-// Of one row, or what one tile adds to it; with the constant shift.
-template <typename T>
-KLRow<T> sum_kl_static(const T* c_1, const T* c_2, int64_t n, T rate) {
-  T e_1 = 0, x_1 = 0, e_2 = 0, x_2 = 0;
-#pragma omp simd reduction(+ : e_1, x_1, e_2, x_2)
-  for (int64_t j = 0; j < n; ++j) {
-    const T second = exp2((c_2[j] - 1) * rate);
-    const T delta = (c_1[j] - c_2[j]) * rate;
-    const T first = second * exp2(delta);
-    e_1 += first;
-    e_2 += second;
-    x_1 += first * delta;
-    x_2 += second * delta;
-  }
-  return {e_1, x_1, e_2, x_2};
-}
-
-template <typename T>
-KLRow<T> sum_kl_shifted(const T* c_1, const T* c_2, int64_t n, T m_1, T m_2, T rate_1, T rate_2) {
+// What n keys add to a row. With the constant shift m is 1, both rates agree, and exp(x_1) is exp(x_2) exp(Δ).
+template <bool kStatic, typename T>
+KLRow<T> sum_kl(const T* c_1, const T* c_2, int64_t n, T m_1, T m_2, T rate_1, T rate_2) {
   T e_1 = 0, x_1 = 0, e_2 = 0, x_2 = 0;
 #pragma omp simd reduction(+ : e_1, x_1, e_2, x_2)
   for (int64_t j = 0; j < n; ++j) {
     const T logit_1 = (c_1[j] - m_1) * rate_1;
     const T logit_2 = (c_2[j] - m_2) * rate_2;
-    const T delta = logit_1 - logit_2;
-    const T first = exp2(logit_1), second = exp2(logit_2);
+    const T delta = kStatic ? (c_1[j] - c_2[j]) * rate_1 : logit_1 - logit_2;
+    const T second = exp2(logit_2);
+    const T first = kStatic ? second * exp2(delta) : exp2(logit_1);
     e_1 += first;
     e_2 += second;
     x_1 += first * delta;
@@ -217,7 +202,7 @@ void add_kl(const Problem<T>& problem, const Statistics<T>& statistics, const Ti
   for (int64_t i = 0; i < tile.row_count; ++i, c_1 += tile.keys.rows, c_2 += tile.keys.rows) {
     KLRow<T> added;
     if (is_static) {
-      added = sum_kl_static(c_1, c_2, n, rate_1);
+      added = sum_kl<true>(c_1, c_2, n, m_1[i], m_2[i], rate_1, rate_2);
     } else {
       const T to_1 = maximum(c_1, n, m_1[i]), to_2 = maximum(c_2, n, m_2[i]);
       const T moved_1 = (m_1[i] - to_1) * rate_1, moved_2 = (m_2[i] - to_2) * rate_2;
@@ -228,7 +213,7 @@ void add_kl(const Problem<T>& problem, const Statistics<T>& statistics, const Ti
       raise(x_2[i], m_2[i], to_2, rate_2);
       e_1[i] *= exp2(moved_1);
       e_2[i] *= exp2(moved_2);
-      added = sum_kl_shifted(c_1, c_2, n, to_1, to_2, rate_1, rate_2);
+      added = sum_kl<false>(c_1, c_2, n, to_1, to_2, rate_1, rate_2);
     }
     e_1[i] += added.e_1;
     x_1[i] += added.x_1;
