@@ -25,7 +25,7 @@ T normalize_row(T* row, int64_t width) {
   // 1 for a row so small that it is clamped anyway
   T unit = 1;
   if (largest >= std::numeric_limits<T>::min()) {
-    unit = std::isinf(largest) ? largest : std::scalbn(T{1}, std::ilogb(largest));
+    unit = std::scalbn(T{1}, std::ilogb(largest));  // Inf of Inf
   }
   T squares = 0;
 #pragma omp simd reduction(+ : squares)

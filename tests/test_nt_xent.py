@@ -105,6 +105,22 @@ def test_rows_whose_squares_leave_float32(device: torch.device, scale: float) ->
     assert value_error(functional.nt_xent(*inputs, 0.5), oracle) <= 1e-6
 
 
+def test_rows_just_shorter_than_the_clamp(device: torch.device) -> None:
+    """‖z‖ = 6e-13 is divided by 1e-12, so ẑ has length 0.6, and the gradient keeps its part along ẑ."""
+    a, b = projections(12, 20, device=device)
+    a[3] *= 6e-13 / a[3].norm()
+    check(*losses(0.2), [a, b])
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.0072, 0.001])
+def test_positives_far_above_every_negative(device: torch.device, temperature: float) -> None:
+    """Opposite images, views turned a little: exp((s_pos − m)/τ), m of the negatives, overflows from τ = 0.02 on."""
+    a = torch.eye(2, 8, device=device)[:1].repeat(2, 1) * torch.tensor([[1.0], [-1.0]], device=device)
+    b = a + 0.1 * torch.eye(2, 8, device=device)[1:]
+    value, gradients = check(*losses(temperature), [a, b])
+    assert 0 <= value <= 1e-20 and all(gradient.norm() <= 1e-6 for gradient in gradients)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
 def test_nan_and_inf_give_a_nan_loss(device: torch.device, bad: float, temperature: float) -> None:
