@@ -13,6 +13,7 @@ from typing import Any
 
 from setuptools import Command, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 
 def load_extension_module() -> ModuleType:
@@ -28,6 +29,15 @@ class Wheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])
+
+
+class BuildSources(build_py):
+    """Forgets what an earlier build left: files that are gone from the checkout would be installed."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "dogo_fast"), ignore_errors=True)
+        super().run()
 
 
 def compiled_ahead() -> dict[str, Any]:
@@ -98,5 +108,5 @@ setup(
     packages=[*find_packages(include=["dogo_fast", "dogo_fast.*"]), *kernels, "dogo_fast.csrc"],
     package_dir={"dogo_fast.kernels": "kernels", "dogo_fast.csrc": "csrc"},
     ext_modules=compiled.get("ext_modules", []),
-    cmdclass={"bdist_wheel": Wheel, **compiled.get("cmdclass", {})},
+    cmdclass={"bdist_wheel": Wheel, "build_py": BuildSources, **compiled.get("cmdclass", {})},
 )

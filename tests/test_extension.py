@@ -117,7 +117,7 @@ def test_without_a_compiler_it_says_so_once_and_computes_by_the_reference(place:
     place.environment["CXX"] = "/nowhere/g++"
     out, error = place.run()
     assert out == "reference"
-    warning = r"RuntimeWarning: dogo_fast: there is no C\+\+ compiler .*CXX=/nowhere/g\+\+.*install g\+\+; the dense"
+    warning = r"dogo_fast: there is no C\+\+ compiler .*CXX=/nowhere/g\+\+.*correct CXX, or unset it; the dense"
     assert len(re.findall(warning, error)) == 1
 
 
@@ -128,7 +128,7 @@ def test_asked_for_by_name_it_is_an_error_that_says_what_to_do(place: Place) -> 
                           "functional.nt_xent(x, x, backend='cpp')\n")  # fmt: skip
     _, error = process.communicate()
     assert process.returncode == 1
-    assert "ExtensionError: there is no C++ compiler" in error and "install g++" in error.splitlines()[-1]
+    assert "ExtensionError: there is no C++ compiler" in error and "correct CXX" in error.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("unbuilt")
@@ -194,8 +194,11 @@ def test_another_torch_other_flags_and_other_sources_are_other_libraries(
 
 
 def build_wheel(place: Place, folder: Path, **environment: str) -> Path:
-    """As ``pip install .`` makes it, from a copy without what is not committed."""
+    """As ``pip install .`` makes it, from a copy without what is ignored, beside what an earlier build left."""
     source = folder / "source"
+    left_over = source / "build" / "lib" / "dogo_fast" / "csrc" / "renamed_since.cpp"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("#error an old source is compiled\n")
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
     for name in files.stdout.decode().splitlines():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +214,8 @@ def build_wheel(place: Place, folder: Path, **environment: str) -> Path:
 def install(wheel: Path, folder: Path, place: Place) -> None:
     """Unpack a wheel and make the programs that run in the place find it."""
     with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("dogo_fast/csrc/")}
+        assert names == {f"dogo_fast/csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
         archive.extractall(folder)
     place.environment["PYTHONPATH"] = str(folder)
 

@@ -153,9 +153,12 @@ def find_compiler() -> list[str]:
     for command in [chosen] if chosen else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
-    looked_for = f"CXX={shlex.join(chosen)} of the environment" if chosen else f"{', '.join(COMPILERS)} on the PATH"
+    if chosen:
+        looked_for, remedy = f"CXX={shlex.join(chosen)} of the environment", "correct CXX, or unset it"
+    else:
+        looked_for, remedy = f"{', '.join(COMPILERS)} on the PATH", "install g++"
     raise ExtensionError(
-        f"there is no C++ compiler to compile the C++ kernels with (looked for {looked_for}): install g++"
+        f"there is no C++ compiler to compile the C++ kernels with (looked for {looked_for}): {remedy}"
     )
 
 
@@ -221,7 +224,10 @@ def available() -> bool:
         with _lock:
             first, _warned = not _warned, True
         if first:
-            message = f"dogo_fast: {error}; the dense formulas of dogo_fast.reference are used instead"
+            message = (
+                f"dogo_fast: {error}; the dense formulas of dogo_fast.reference are used instead "
+                "(DOGO_FAST_BACKEND=reference asks for them, without this warning)"
+            )
             warnings.warn(message, RuntimeWarning, stacklevel=_caller())
         return False
     return True
@@ -411,7 +417,7 @@ def _compile_error(log: Path) -> ExtensionError:
     said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in said if re.search(r"\berror\b", line, re.IGNORECASE)]
     last = [line for line in said if not line.startswith("ninja:")]
-    told = " | ".join((errors or last)[-3:]) or "the compiler said nothing"
+    told = " | ".join(line[:200] for line in (errors or last)[-3:]) or "the compiler said nothing"
     return ExtensionError(f"compiling the C++ kernels failed: {told} (all that was said is in {log})")
 
 

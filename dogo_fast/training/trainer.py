@@ -13,6 +13,7 @@ from dogo_fast.augment import VIEW_RECIPES, ViewRecipe, make_views
 from dogo_fast.data import DataSet, Loader, load_data_set
 from dogo_fast.errors import DivergedError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
+from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
 from dogo_fast.training.config import PretrainConfig, derive_seed, make_generator
 from dogo_fast.training.metrics import EpochMetrics
@@ -41,6 +42,7 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
     device = torch.device(config.device)
     data = load_data_set(config.data, config.data_dir).to(device)
     loader = Loader(data.train.images, config.batch_size, make_generator(config.seed, "order"))
+    resolve_backend("auto", (data.train.images,))  # kernels to compile are compiled before the clock runs
     folder = RunFolder(config.out)
     folder.write_config(config)
     print(
