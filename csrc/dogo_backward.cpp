@@ -12,7 +12,7 @@
 //
 //     dẑ_i = Σ_j w_ij ẑ_j            dz_i = (dẑ_i − ⟨dẑ_i, ẑ_i⟩ ẑ_i)/‖z_i‖
 //     A loss depends on cosine/temperature only: dL/dτ = −1/(2τ) Σ_ij w_ij s_ij over all rows for NT-Xent, and
-//     dL/dT = −1/T Σ_ij w_ij (c_ij − m_i) over the queries for the KL, whose weights sum to 0 in every row.
+//     dL/dT = −1/T Σ_ij w_ij (c_ij − any number of row i) over the queries for the KL, whose weights sum to 0 in a row.
 //
 // Cosines are recomputed, tile by tile, with the products of the forward pass, so that they have the same bits: P sums to
 // 1. A tile's weights, NT-Xent's and the KL's together, stand in place of its cosines and serve twice: W Ẑ_c goes to the
@@ -23,6 +23,7 @@
 #include <ATen/Dispatch.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "exp2.h"
 #include "parallel.h"
@@ -34,6 +35,13 @@ namespace {
 
 constexpr int kInverse = 0, kMax = 1, kNegatives = 2;  // kinds of nt: 1/l, m, q
 constexpr int kInverseE = 0, kMean = 1, kKlMax = 2;    // kinds of kl: 1/E, X/E, m
+
+// An exponent below a maximum. A cosine that the BLAS sums in another order than in the forward pass may exceed it by a
+// rounding, which a tiny temperature makes huge. NaN stays.
+template <typename T>
+inline T at_most_zero(T x) {
+  return x > 0 ? T{0} : x;
+}
 
 // NT-Xent's weights of a row, from its cosines; u = g/(τ l).
 template <typename T>
@@ -48,7 +56,7 @@ template <typename T>
 void weigh_nt_shifted(const T* s, int64_t n, T rate, T u, T m, const T* key_u, const T* key_m, T* out) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    out[j] = exp2((s[j] - m) * rate) * u + exp2((s[j] - key_m[j]) * rate) * key_u[j];
+    out[j] = exp2(at_most_zero((s[j] - m) * rate)) * u + exp2(at_most_zero((s[j] - key_m[j]) * rate)) * key_u[j];
   }
 }
 
@@ -59,24 +67,22 @@ struct Query {
   T own_2, other_2;  // of peer 2
   T mean;            // Σ_j P_2 Δ' of peer 2 as a teacher
   T m_1, m_2;
+  T anchor_1, anchor_2;  // near the row's cosines; see query()
 };
 
-// The KL's weights of a row, of peer 1 and, unless it is constant, of peer 2. With the constant shift the difference of
-// the distributions is exp(x_2) (exp(Δ) q_1 − q_2), in which the rounding of nearly equal peers cancels.
-template <bool kStatic, Role kPeer2, typename T>
+// The KL's weights of a row, of peer 1 and, unless it is constant, of peer 2.
+template <Role kPeer2, typename T>
 void weigh_kl_row(const T* c_1, const T* c_2, int64_t n, T rate_1, T rate_2, const Query<T>& q, T* out_1, T* out_2) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const T logit_1 = (c_1[j] - q.m_1) * rate_1;
-    const T logit_2 = (c_2[j] - q.m_2) * rate_2;
-    const T delta = kStatic ? (c_1[j] - c_2[j]) * rate_1 : logit_1 - logit_2;
-    const T second = exp2(logit_2);
-    const T first = kStatic ? exp2(delta) : exp2(logit_1);  // with the constant shift, of exp(x_2)
-    out_1[j] = kStatic ? second * (first * q.own_1 - q.other_1) : first * q.own_1 - second * q.other_1;
+    const T logit_1 = at_most_zero((c_1[j] - q.m_1) * rate_1);
+    const T logit_2 = at_most_zero((c_2[j] - q.m_2) * rate_2);
+    const T first = exp2(logit_1), second = exp2(logit_2);
+    out_1[j] = first * q.own_1 - second * q.other_1;
     if constexpr (kPeer2 == Role::kStudent) {
-      out_2[j] = kStatic ? second * (q.own_2 - first * q.other_2) : second * q.own_2 - first * q.other_2;
+      out_2[j] = second * q.own_2 - first * q.other_2;
     } else if constexpr (kPeer2 == Role::kTeacher) {
-      out_2[j] = second * q.own_2 * (-delta - q.mean);
+      out_2[j] = second * q.own_2 * (logit_2 - logit_1 - q.mean);
     }
   }
 }
@@ -179,9 +185,16 @@ Query<T> Gradients<T>::query(int64_t row) const {
   const T first = statistics_.kl_row(0, kInverseE)[row], second = statistics_.kl_row(1, kInverseE)[row];
   const T scale_1 = scale * static_cast<T>(backward_.kl_coefficients[0]);
   const T scale_2 = scale * static_cast<T>(backward_.kl_coefficients[1]);
-  Query<T> q{scale_1 * first, scale_1 * second, scale_2 * second, scale_2 * first, 0, 0, 0};
+  Query<T> q{scale_1 * first, scale_1 * second, scale_2 * second, scale_2 * first, 0, 0, 0, 0, 0};
   q.m_1 = statistics_.kl_row(0, kKlMax)[row];
   q.m_2 = statistics_.kl_row(1, kKlMax)[row];
+  if (backward_.inner != nullptr) {
+    // The weights of a row sum to 0 but for their rounding, which should multiply small numbers: cosines less
+    // T log(mean of exp(c/T)), which lies among those that matter.
+    const auto keys = static_cast<T>(problem_.geometry.b.rows);
+    q.anchor_1 = q.m_1 - static_cast<T>(problem_.kd_temperatures[0]) * std::log(first * keys);
+    q.anchor_2 = q.m_2 - static_cast<T>(problem_.kd_temperatures[1]) * std::log(second * keys);
+  }
   if (backward_.peer_2 == Role::kTeacher) {
     // Δ' and its mean are both in base 2, so that they cancel without a rounding between; q carries the factor
     q.own_2 *= static_cast<T>(kLn2);
@@ -193,8 +206,7 @@ Query<T> Gradients<T>::query(int64_t row) const {
 template <typename T>
 void Gradients<T>::weigh_kl(const T* c_1, const T* c_2, int64_t n, const Query<T>& q, T* out_1, T* out_2) const {
   const auto weigh = [&]<Role kPeer2>() {
-    const auto row = problem_.kl_static() ? weigh_kl_row<true, kPeer2, T> : weigh_kl_row<false, kPeer2, T>;
-    row(c_1, c_2, n, problem_.kd_rate(0), problem_.kd_rate(1), q, out_1, out_2);
+    weigh_kl_row<kPeer2>(c_1, c_2, n, problem_.kd_rate(0), problem_.kd_rate(1), q, out_1, out_2);
   };
   switch (backward_.peer_2) {
     case Role::kStudent:
@@ -255,7 +267,7 @@ void Gradients<T>::weigh(const Tile& tile, Scratch& scratch) const {
       const Query<T> q = query(tile.rows.start + i);
       weigh_kl(c[0], c[1], n, q, kl[0], kl[1]);
       for (int64_t peer = 0; backward_.inner != nullptr && peer < backward_.owned(); ++peer) {
-        inner(peer, 1)[tile.rows.start + i] += inner_product(kl[peer], c[peer], n, peer == 0 ? q.m_1 : q.m_2);
+        inner(peer, 1)[tile.rows.start + i] += inner_product(kl[peer], c[peer], n, peer == 0 ? q.anchor_1 : q.anchor_2);
       }
     }
     for (int64_t peer = 0; peer < backward_.owned(); ++peer) {

@@ -8,10 +8,11 @@
 //                 X_1,i = Σ_j exp(x_1,ij) Δ_ij                      KL(P₁ ‖ P₂)_i = X_1/E_1 − log(E_1/E_2)
 //                 X_2,i = Σ_j exp(x_2,ij) Δ_ij                      KL(P₂ ‖ P₁)_i = log(E_1/E_2) − X_2/E_2
 //
-// The shift m is the constant 1 (a cosine cannot exceed 1) where 2/T is at most kStaticLimit, for the KL also at equal
-// temperatures; else the running maximum of the row. It is subtracted before the division by the temperature, which
-// keeps the exponent of a confident positive exact. With the constant shift exp(x_1) is exp(x_2) · exp(Δ), so that the
-// rounding of nearly equal peers cancels: equal peers give exactly 0.
+// The shift m is subtracted before the division by the temperature, which keeps the exponent of a confident positive
+// exact. For NT-Xent it is the constant 1 (a cosine cannot exceed 1) where 2/τ is at most kStaticLimit, else the running
+// maximum of the row. For the KL it is always the running maximum: it costs no exponential more, Δ then has no part that
+// all keys of a row share, which would cancel between X/E and log(E_1/E_2), and equal distributions, of however different
+// cosines, give exactly 0.
 //
 // S is symmetric: a tile of NT-Xent is multiplied once and summed along its rows and along its keys; with the constant
 // shift both take the same exponentials.
@@ -171,17 +172,16 @@ struct KLRow {
   T e_1, x_1, e_2, x_2;
 };
 
-// What n keys add to a row. With the constant shift m is 1, both rates agree, and exp(x_1) is exp(x_2) exp(Δ).
-template <bool kStatic, typename T>
+// What n keys add to a row.
+template <typename T>
 KLRow<T> sum_kl(const T* c_1, const T* c_2, int64_t n, T m_1, T m_2, T rate_1, T rate_2) {
   T e_1 = 0, x_1 = 0, e_2 = 0, x_2 = 0;
 #pragma omp simd reduction(+ : e_1, x_1, e_2, x_2)
   for (int64_t j = 0; j < n; ++j) {
     const T logit_1 = (c_1[j] - m_1) * rate_1;
     const T logit_2 = (c_2[j] - m_2) * rate_2;
-    const T delta = kStatic ? (c_1[j] - c_2[j]) * rate_1 : logit_1 - logit_2;
-    const T second = exp2(logit_2);
-    const T first = kStatic ? second * exp2(delta) : exp2(logit_1);
+    const T delta = logit_1 - logit_2;
+    const T first = exp2(logit_1), second = exp2(logit_2);
     e_1 += first;
     e_2 += second;
     x_1 += first * delta;
@@ -198,23 +198,17 @@ void add_kl(const Problem<T>& problem, const Statistics<T>& statistics, const Ti
   T *e_2 = at_row(1, kE), *x_2 = at_row(1, kX), *m_2 = at_row(1, kKlMax);
   const T rate_1 = problem.kd_rate(0), rate_2 = problem.kd_rate(1);
   const int64_t n = tile.key_count;
-  const bool is_static = problem.kl_static();
   for (int64_t i = 0; i < tile.row_count; ++i, c_1 += tile.keys.rows, c_2 += tile.keys.rows) {
-    KLRow<T> added;
-    if (is_static) {
-      added = sum_kl<true>(c_1, c_2, n, m_1[i], m_2[i], rate_1, rate_2);
-    } else {
-      const T to_1 = maximum(c_1, n, m_1[i]), to_2 = maximum(c_2, n, m_2[i]);
-      const T moved_1 = (m_1[i] - to_1) * rate_1, moved_2 = (m_2[i] - to_2) * rate_2;
-      // the means of Δ in the sums so far move with the maxima
-      x_1[i] += e_1[i] * (moved_1 - moved_2);
-      x_2[i] += e_2[i] * (moved_1 - moved_2);
-      raise(x_1[i], m_1[i], to_1, rate_1);
-      raise(x_2[i], m_2[i], to_2, rate_2);
-      e_1[i] *= exp2(moved_1);
-      e_2[i] *= exp2(moved_2);
-      added = sum_kl<false>(c_1, c_2, n, to_1, to_2, rate_1, rate_2);
-    }
+    const T to_1 = maximum(c_1, n, m_1[i]), to_2 = maximum(c_2, n, m_2[i]);
+    const T moved_1 = (m_1[i] - to_1) * rate_1, moved_2 = (m_2[i] - to_2) * rate_2;
+    // the means of Δ in the sums so far move with the maxima
+    x_1[i] += e_1[i] * (moved_1 - moved_2);
+    x_2[i] += e_2[i] * (moved_1 - moved_2);
+    raise(x_1[i], m_1[i], to_1, rate_1);
+    raise(x_2[i], m_2[i], to_2, rate_2);
+    e_1[i] *= exp2(moved_1);
+    e_2[i] *= exp2(moved_2);
+    const KLRow<T> added = sum_kl(c_1, c_2, n, to_1, to_2, rate_1, rate_2);
     e_1[i] += added.e_1;
     x_1[i] += added.x_1;
     e_2[i] += added.e_2;
@@ -316,8 +310,7 @@ void clear_statistics(const Problem<T>& problem, const Statistics<T>& statistics
   if (problem.kl) {
     for (int64_t peer = 0; peer < 2; ++peer) {
       std::fill_n(statistics.kl_row(peer, kE), 2 * statistics.padded_a, T{0});
-      std::fill_n(
-          statistics.kl_row(peer, kKlMax), statistics.padded_a, problem.kl_static() ? T{1} : static_cast<T>(kNoKeyYet));
+      std::fill_n(statistics.kl_row(peer, kKlMax), statistics.padded_a, static_cast<T>(kNoKeyYet));
     }
   }
 }

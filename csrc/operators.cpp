@@ -59,6 +59,37 @@ auto with_type(const Tensor& statistics, F&& f) {
   return statistics.scalar_type() == at::kDouble ? f.template operator()<double>() : f.template operator()<float>();
 }
 
+// Wrong sizes would write outside of buffers.
+void check_rows(const char* name, const Tensor& rows, int64_t count) {
+  TORCH_CHECK(
+      rows.dim() == 2 && rows.size(0) == count, name, " must be a matrix of ", count, " rows, got the shape ",
+      rows.sizes());
+}
+
+template <typename T>
+void check_saved(
+    const Problem<T>& problem, at::TensorList rows, at::TensorList panels, const Tensor& inverse_norm, const Tensor& nt,
+    const Tensor& kl) {
+  const int64_t padded = problem.geometry.padded();
+  TORCH_CHECK(panels.size() == rows.size() && (!problem.kl || rows.size() == 2), "one set of rows a peer, two for a KL");
+  for (const Tensor& each : rows) {
+    check_rows("normalised rows", each, padded);
+  }
+  TORCH_CHECK(inverse_norm.numel() == problem.peers * padded, "inverse norms of another problem");
+  TORCH_CHECK(!problem.nt || nt.numel() == problem.peers * 3 * padded, "NT-Xent statistics of another problem");
+  TORCH_CHECK(!problem.kl || kl.numel() == 6 * problem.geometry.a.padded(), "KL statistics of another problem");
+}
+
+// Views, or their gradients: a and b of each peer, no wider than its rows.
+void check_views(const char* name, const Geometry& geometry, at::TensorList views, at::TensorList rows) {
+  TORCH_CHECK(views.size() % 2 == 0 && views.size() <= 2 * rows.size(), name, " must come in pairs, at most one a peer");
+  for (size_t index = 0; index < views.size(); ++index) {
+    check_rows(name, views[index], index % 2 == 0 ? geometry.a.rows : geometry.b.rows);
+    const int64_t width = rows[index / 2].size(1);
+    TORCH_CHECK(views[index].size(1) <= width, name, " must have at most ", width, " columns");
+  }
+}
+
 int64_t statistics(
     at::TensorList views, at::TensorList rows, const Tensor& inverse_norm, const Tensor& nt, const Tensor& kl,
     at::TensorList panels, at::IntArrayRef geometry, at::ArrayRef<double> temperatures, int64_t step) {
@@ -67,6 +98,9 @@ int64_t statistics(
     const auto problem = make_problem<T>(geometry, temperatures, peers, nt, kl);
     const auto operands = make_operands<T>(rows, panels);
     const auto sums = make_statistics(problem, nt, kl);
+    check_saved(problem, rows, panels, inverse_norm, nt, kl);
+    TORCH_CHECK(views.size() == 2 * rows.size(), "two views a peer");
+    check_views("views", problem.geometry, views, rows);
     if (step == 0) {
       for (int64_t peer = 0; peer < peers; ++peer) {
         T* inverse = inverse_norm.mutable_data_ptr<T>() + peer * sums.padded;
@@ -112,6 +146,10 @@ int64_t gradients(
   return with_type(inverse_norm, [&]<typename T>() {
     const auto peers = static_cast<int64_t>(rows.size());
     const auto problem = make_problem<T>(geometry, temperatures, peers, nt, kl);
+    check_saved(problem, rows, panels, inverse_norm, nt, kl);
+    check_views("gradients", problem.geometry, gradients, rows);
+    const int64_t values = problem.nt ? problem.geometry.a.rows + problem.geometry.b.rows : problem.geometry.a.rows;
+    TORCH_CHECK(!factor || factor->numel() == values, "the gradient must have ", values, " numbers");
     const auto operands = make_operands<T>(rows, panels);
     if (step == 0) {
       for (const auto& operand : operands) {

@@ -15,8 +15,8 @@ constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr double kClampedInverseNorm = 1e12;  // of a row shorter than 1e-12: F.normalize's clamp
 
-// 2/T up to which the shift of exp((c - m)/T) may be the constant 1. From exp(-60), the smallest that can be, to a loss
-// scale of 65536 over it and over T, everything stays a normal float.
+// 2/τ up to which the shift of exp((s - m)/τ) may be the constant 1. From exp(-60), the smallest that can be, to a loss
+// scale of 65536 over it and over τ, everything stays a normal float.
 template <typename T>
 constexpr double kStaticLimit = sizeof(T) == 4 ? 60.0 : 600.0;
 
@@ -36,9 +36,6 @@ struct Problem {
   T rate() const { return static_cast<T>(kLog2E / temperature); }
   T kd_rate(int64_t peer) const { return static_cast<T>(kLog2E / kd_temperatures[peer]); }
   bool nt_static() const { return 2.0 / temperature <= kStaticLimit<T>; }
-  bool kl_static() const {
-    return 2.0 / kd_temperatures[0] <= kStaticLimit<T> && kd_temperatures[0] == kd_temperatures[1];
-  }
   Schedule schedule() const {
     const Geometry& g = geometry;
     return nt ? Schedule::symmetric(g.a.spans(), g.threads)

@@ -153,6 +153,26 @@ def test_a_library_that_was_cut_off_is_replaced(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("unbuilt")
+def test_a_library_that_is_another_is_replaced(place: Place) -> None:
+    place.run()
+    (library,) = place.libraries()
+    whole = library.read_bytes()
+    (other,) = {path for path in Path(torch.__file__).parent.glob("lib/libcaffe2_nvrtc.so")} or {None}
+    if other is None:
+        pytest.skip("this build of torch carries no small library that could stand in for another")
+    library.write_bytes(other.read_bytes())
+    out, _ = place.run()
+    assert out == "cpp" and place.compilations() == 2 and library.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_a_compiler_command_that_cannot_be_read_is_quoted(place: Place) -> None:
+    place.environment["CXX"] = 'g++ "'
+    out, error = place.run()
+    assert out == "reference" and 'CXX=g++ " of the environment is no command (No closing quotation)' in error
+
+
+@pytest.mark.usefixtures("unbuilt")
 def test_a_cache_that_cannot_be_written_is_named(place: Place, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     place.environment["DOGO_FAST_CACHE"] = str(tmp_path / "file" / "cache")

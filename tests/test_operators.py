@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 import triton
 import triton.language as tl
 from dogo_fast.kernels import tiles
@@ -128,6 +129,21 @@ def test_second_derivative_is_refused_with_a_clear_error(device: torch.device, n
         torch.autograd.grad(penalty, weight, retain_graph=True)
     with refused:
         (loss() + penalty).backward(inputs=[a])
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "similarity_kl", "dogo_loss"])
+def test_under_activation_checkpointing(device: torch.device, name: str) -> None:
+    """Without reentry a saved tensor may be looked at once."""
+    inputs = inputs_of(device)
+    loss = {
+        "nt_xent": lambda a, b, c, d: functional.nt_xent(a, b) + functional.nt_xent(c, d),
+        "similarity_kl": lambda a, b, c, d: functional.similarity_kl((a, b), (c, d), detach_teacher=False),
+        "dogo_loss": lambda a, b, c, d: functional.dogo_loss((a, b), (c, d)).loss,
+    }[name]
+    value = torch.utils.checkpoint.checkpoint(loss, *inputs, use_reentrant=False)
+    expected = loss(*inputs)
+    assert torch.equal(value, expected)
+    assert all(map(torch.equal, torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs)))
 
 
 def test_forward_mode_is_refused_rather_than_zero(device: torch.device) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numerics import check, evaluate, generator, gradient_error, projections, value_error
+from numerics import check, check_draws, evaluate, generator, gradient_error, projections, value_error
 from torch import Tensor
 
 from dogo_fast import functional, reference
@@ -106,6 +106,90 @@ def test_one_peer_in_float64_makes_all_sums_float64(cpp_device: torch.device) ->
     assert value.dtype == torch.float64 and value_error(value, oracle) <= 1e-13
     assert [gradient.dtype for gradient in gradients] == [torch.float32] * 2 + [torch.float64] * 2
     assert all(gradient_error(ours, theirs) <= 2**-23 for ours, theirs in zip(gradients, exact, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0, 50.0])
+@pytest.mark.parametrize("spread", [1.0, 1e-2])
+def test_the_gradient_of_a_large_temperature(cpp_device: torch.device, temperature: float, spread: float) -> None:
+    """Weights sum to 0 in a row but for their rounding, which must not multiply how far cosines are from 1, nor how far
+    from 0 where rows are all alike but for the spread."""
+
+    def loss(function: Any) -> Callable[..., Tensor]:
+        return lambda a, b, c, d, T: function((a, b), (c, d), T)
+
+    draws = []
+    for seed in range(4):
+        rows = peers(128, 64, 64, seed=7 * seed)
+        draws.append([tensor[:1] + spread * (tensor - tensor[:1]) if spread < 1 else tensor for tensor in rows])
+        draws[-1].append(torch.tensor(temperature))
+    check_draws(loss(functional.similarity_kl), loss(reference.similarity_kl), draws)
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.1, 0.5])
+def test_peers_whose_cosines_differ_by_an_offset(cpp_device: torch.device, temperature: float) -> None:
+    """One peer's views point one way, the other's opposite ways: Δ is large, and the same for all keys of a row."""
+    draws = []
+    for seed in range(4):
+        directions, noise, more = torch.randn(3, 128, 16, generator=generator(seed))
+        a, b, c, d = (
+            directions[:1] + 0.3 * noise,
+            directions[:1] + 0.3 * more,
+            directions[1:2] + 0.3 * more,
+            -directions[1:2],
+        )
+        draws.append([a, b, c, d + 0.3 * noise])
+
+    def loss(function: Any) -> Callable[..., Tensor]:
+        return lambda a, b, c, d: function((a, b), (c, d), temperature, reduction="sum", detach_teacher=False)
+
+    check_draws(loss(functional.similarity_kl), loss(reference.similarity_kl), draws)
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.1, 1.0])
+def test_distributions_that_are_equal_though_cosines_are_not(cpp_device: torch.device, temperature: float) -> None:
+    """A zero query beside keys that are all alike: both are uniform, so value and gradient are 0. So with one key."""
+    a, c = torch.randn(2, 5, 8, generator=generator(0))
+    (row,) = projections(1, 8, count=1, seed=1)
+    a[2] = 0
+    for keys in (6, 1):
+        value, gradients = evaluate(
+            kl_losses(temperature)[0], [a[2:3], torch.randn(keys, 8), c[2:3], row.repeat(keys, 1)]
+        )
+        assert value == 0 and all(gradient.norm() == 0 for gradient in gradients)
+
+
+def test_an_upstream_gradient_beyond_float32_is_infinite_not_an_error(cpp_device: torch.device) -> None:
+    temperature = torch.tensor(0.01, requires_grad=True)
+    a, b = projections(10, 8)
+    functional.nt_xent(a, b, temperature).backward(torch.tensor(1e36))
+    assert temperature.grad is not None and temperature.grad.isinf()
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1e-18, 1e-25])
+def test_cosines_summed_in_another_order_at_tiny_temperatures(cpp_device: torch.device, temperature: float) -> None:
+    """float64 products are the BLAS's, whose order may change with the threads: a cosine may exceed its maximum."""
+    inputs = [tensor.requires_grad_() for tensor in peers(150, 1003, 1003, torch.float64)]
+    torch.set_num_threads(1)
+    value = dogo_losses(temperature, temperature)[0](*inputs)
+    torch.set_num_threads(5)
+    gradients = torch.autograd.grad(value, inputs)
+    assert all(gradient.norm() <= 10 / temperature for gradient in gradients)
+
+
+def test_operators_called_with_wrong_sizes_say_so(cpp_device: torch.device) -> None:
+    """Past the checks of functional.py; a buffer would be overrun."""
+    ops = torch.ops.dogo_fast
+    settings = (None, 0.5, "mean", "float32", "cpp")
+    a, b = projections(50, 4)
+    with pytest.raises(RuntimeError, match="views must have at most 4 columns"):
+        ops.nt_xent(a, torch.randn(50, 400), *settings)
+    with pytest.raises(RuntimeError, match="views must be a matrix of 50 rows"):
+        ops.nt_xent(a, b[:30], *settings)
+    value, *saved = ops.nt_xent(a, b, *settings)
+    with pytest.raises(RuntimeError, match=r"normalised rows must be a matrix of \d+ rows"):
+        ops.nt_xent_backward(value, *saved, *projections(500, 4), *settings)
+    with pytest.raises(RuntimeError, match="the gradient must have 100 numbers"):
+        ops.nt_xent_backward(torch.ones(7), *saved, a, b, *settings)
 
 
 def can_multiply_bfloat16() -> bool:

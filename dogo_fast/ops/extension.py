@@ -149,7 +149,10 @@ def find_compiler() -> list[str]:
     Raises:
         ExtensionError: there is none.
     """
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise ExtensionError(f"CXX={os.environ['CXX']} of the environment is no command ({error})") from None
     for command in [chosen] if chosen else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
@@ -318,7 +321,7 @@ def _loads(library: Path) -> bool:
         torch.ops.load_library(library)
     except OSError:
         return False
-    return True
+    return hasattr(torch.ops.dogo_fast_cpp, "statistics")  # a whole library, but is it ours?
 
 
 def _is_whole(library: Path) -> bool:

@@ -344,8 +344,8 @@ def _setup_nt_xent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _differentiate_nt_xent(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
         return (None,) * 7
-    tensor = ctx.saved_tensors[-1]
-    a, b, temperature = torch.ops.dogo_fast.nt_xent_backward(gradient, *ctx.saved_tensors, *ctx.settings)
+    *kept, tensor = ctx.saved_tensors  # once: activation checkpointing allows no second look
+    a, b, temperature = torch.ops.dogo_fast.nt_xent_backward(gradient, *kept, tensor, *ctx.settings)
     return a, b, _like(temperature, tensor), None, None, None, None
 
 

@@ -180,13 +180,13 @@ def _coefficients(
 def _write_temperature_gradients(
     problem: Problem, gradients: Gradients, inner: Tensor, temperatures: list[float]
 ) -> None:
-    """From the rows' Σ_j w_ij s_ij and Σ_j w_ij (c_ij − m_i); see csrc/dogo_backward.cpp."""
-    sums = inner.sum(dim=2, dtype=torch.float64).tolist()
+    """From the rows' Σ_j w_ij s_ij and Σ_j w_ij (c_ij − …); see csrc/dogo_backward.cpp."""
+    sums = inner.sum(dim=2, dtype=torch.float64)  # of each owned peer: NT-Xent, KL
     if gradients.temperature is not None:
-        gradients.temperature.fill_(-0.5 * sum(nt for nt, _ in sums) / temperatures[0])
+        gradients.temperature.copy_(-0.5 * sums[:, 0].sum() / temperatures[0])
     own, teacher = gradients.kd_temperatures
     if teacher is not None:
-        teacher.fill_(-sums[1][1] / temperatures[2])
+        teacher.copy_(-sums[1, 1] / temperatures[2])
         sums = sums[:1]
     if own is not None:
-        own.fill_(-sum(kl for _, kl in sums) / temperatures[1])
+        own.copy_(-sums[:, 1].sum() / temperatures[1])
