@@ -72,7 +72,6 @@ def compiled_ahead() -> dict[str, Any]:
 
         def run(self) -> None:
             made = Path(self.build_lib, "dogo_fast", "_extension")
-            shutil.rmtree(made, ignore_errors=True)  # what an earlier build of other sources left would be installed
             if self.inplace:
                 shutil.rmtree(extension.PREBUILT, ignore_errors=True)
                 extension.PREBUILT.mkdir()

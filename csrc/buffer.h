@@ -4,30 +4,22 @@
 #include <c10/core/impl/alloc_cpu.h>
 
 #include <cstdint>
-#include <utility>
 
 namespace dogo_fast {
 
 template <typename T>
 class Buffer {
  public:
-  Buffer() = default;
   explicit Buffer(int64_t size) : data_(static_cast<T*>(c10::alloc_cpu(size * sizeof(T)))) {}
   Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
-  Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    return *this;
-  }
   Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { c10::free_cpu(data_); }
 
   T* data() const { return data_; }
   T& operator[](int64_t index) const { return data_[index]; }
-  explicit operator bool() const { return data_ != nullptr; }
 
  private:
-  T* data_ = nullptr;
+  T* data_;
 };
 
 }  // namespace dogo_fast

@@ -18,8 +18,8 @@
 // 1. A tile's weights, NT-Xent's and the KL's together, stand in place of its cosines and serve twice: W Ẑ_c goes to the
 // rows, Ẑ_rᵀ W to the keys. That is six products of N² D a peer and pass where rows that own all their keys take eight.
 //
-// Memory: dẑ of rows and of keys and the panels, three (bfloat16: four) times the rows of each peer, and for each thread
-// one tile a peer. Nothing of size N × N; every sum has one order.
+// Memory: of each peer dẑ summed by rows and by keys, of type T, and the panels, one copy of its rows (bfloat16: three);
+// of each thread one tile a peer. Nothing of size N × N; every sum has one order.
 #include <ATen/Dispatch.h>
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// The operators that dogo_fast/ops/tiled.py calls: torch.ops.dogo_fast_cpp.*. They trust their arguments.
+// The operators that dogo_fast/ops/tiled.py calls: torch.ops.dogo_fast_cpp.*. They check sizes, on which
+// memory depends, and trust the rest.
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 

@@ -3,15 +3,14 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <vector>
 
 #include "problem.h"
 
 namespace dogo_fast {
 
-// Views a and b of a peer, of any strides and float dtype, to normalised rows (zero in the padding), their panels and
-// the inverse norms.
+// Views a and b of a peer, of any strides and float dtype, to normalised rows (zero in the padding) and their
+// inverse norms.
 template <typename T>
 void normalize(
     const Geometry& geometry, const at::Tensor& a, const at::Tensor& b, const at::Tensor& rows, T* inverse_norm);

@@ -77,8 +77,6 @@ inline uint32_t narrow(float value) {
 
 }  // namespace
 
-int64_t panels_backward(at::ScalarType product) { return product == at::kBFloat16 ? 3 : 1; }
-
 template <typename T>
 Operand<T>::Operand(const at::Tensor& rows, const at::Tensor& panels)
     : rows_(rows), panels_(panels), width_(rows.size(1)), narrow_(rows.scalar_type() == at::kBFloat16) {}

@@ -27,16 +27,12 @@ struct Block {
   int64_t rows;
 };
 
-// Layouts of a block's panel, [layouts, padded, width]; 16-bit products want keys in pairs (VNNI).
-constexpr int64_t kPanelsForward = 1;
-int64_t panels_backward(at::ScalarType product);
-
 // The rows of one peer in the layouts that the products read; T is the type of the sums, float or double.
 template <typename T>
 class Operand {
  public:
-  // rows [padded, width] of T or bfloat16; panels [layouts, padded, width], written by make_panels. width is even for
-  // bfloat16.
+  // rows [padded, width] of T or bfloat16; panels [layouts, padded, width], written by make_panels: one layout, or three
+  // for the backward pass in bfloat16, whose products want pairs (VNNI) and an even width.
   Operand(const at::Tensor& rows, const at::Tensor& panels);
 
   int64_t width() const { return width_; }
