@@ -16,8 +16,9 @@ from dogo_fast.augment import ViewRecipe
 from dogo_fast.data import Loader
 from dogo_fast.errors import DivergedError, UserError
 from dogo_fast.peers import Peer
+from dogo_fast.philox import derive_seed
 from dogo_fast.training import PretrainConfig, pretrain
-from dogo_fast.training.config import derive_seed, make_generator, resolve_device
+from dogo_fast.training.config import make_generator, resolve_device
 from dogo_fast.training.metrics import READ_EVERY, EpochMetrics
 from dogo_fast.training.run_folder import RunFolder
 from dogo_fast.training.trainer import build_peer, train

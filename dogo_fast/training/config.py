@@ -4,7 +4,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dogo_fast.data import DATA_SETS
 from dogo_fast.errors import UserError
 from dogo_fast.peers import BACKBONES
+from dogo_fast.philox import derive_seed
 
 DEFAULT_OUT = "runs/DATA-PEERS-TIME"
 
@@ -112,12 +112,6 @@ def resolve_device(name: str) -> torch.device:
     if number and int(number) >= gpus:
         raise UserError(f"--device must be auto, cpu, cuda or cuda:0 to cuda:{gpus - 1}, got {name!r}")
     return torch.device(name)
-
-
-def derive_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose (such as "order") that shares nothing with those for other purposes."""
-    sequence = np.random.SeedSequence([seed, *purpose.encode()])
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_generator(seed: int, purpose: str) -> torch.Generator:

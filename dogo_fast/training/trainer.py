@@ -15,7 +15,8 @@ from dogo_fast.errors import DivergedError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
-from dogo_fast.training.config import PretrainConfig, derive_seed, make_generator
+from dogo_fast.philox import derive_seed
+from dogo_fast.training.config import PretrainConfig, make_generator
 from dogo_fast.training.metrics import EpochMetrics
 from dogo_fast.training.run_folder import RunFolder
 
