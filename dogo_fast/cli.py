@@ -1,19 +1,23 @@
-"""The command line: ``dogo-fast pretrain``.
+"""The command line: ``dogo-fast pretrain`` and ``dogo-fast augment``.
 
-Whatever the user can put right is one line on stderr and exit code 2; a diverged run 1; Ctrl-C 130.
+Whatever the user can put right is one line on stderr and exit code 2; a diverged run 1; Ctrl-C outside the training
+130. A run that was asked to stop and is saved is a success.
 """
 
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from dogo_fast.errors import DivergedError, UserError
+from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -36,8 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_installed()
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        command()
+        with _messages_beside_the_bar():
+            command()
         sys.stdout.flush()
+    except RunInterrupted as interruption:
+        print(f"dogo-fast: {interruption}", flush=True)
     except UserError as error:
         return _fail(f"error: {error}", 2)
     except DivergedError as error:
@@ -59,21 +66,39 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     import tyro
     from pydantic import ValidationError
 
+    from dogo_fast.sheet import SheetConfig, save_sheet
     from dogo_fast.training import PretrainConfig
+    from dogo_fast.training.options import starting_point
+    from dogo_fast.training.presets import PRESETS
 
-    def pretrain(config: Annotated[PretrainConfig, tyro.conf.arg(name="")]) -> Callable[[], None]:
-        """Train two peers together; compare their features with the same networks untrained."""
-        return lambda: run_pretrain(config)
-
+    sources, rest = _split_sources(arguments)
     messages = io.StringIO()
     try:
+        start = PretrainConfig(**starting_point(**sources))
+
+        def pretrain(
+            config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = start,
+            preset: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
+            config_file: Annotated[
+                Path | None, tyro.conf.arg(name="config", metavar="FILE", help_behavior_hint="")
+            ] = None,
+        ) -> Callable[[], None]:
+            """Train two peers together; compare their features with the same networks untrained."""
+            return lambda: run_pretrain(config)
+
+        def augment(config: Annotated[SheetConfig, tyro.conf.arg(name="")]) -> Callable[[], None]:
+            """Save a sheet of views, to look at."""
+            return lambda: print(save_sheet(config))
+
+        pretrain.__doc__ = f"{pretrain.__doc__} Presets: {', '.join(PRESETS)}; a file is TOML or JSON."
         with contextlib.redirect_stderr(messages):
-            return tyro.extras.subcommand_cli_from_dict(
-                {"pretrain": pretrain},
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                {"pretrain": pretrain, "augment": augment},
                 prog="dogo-fast",
                 description="DoGo (Distill on the Go): two peers that learn representations together.",
-                args=list(arguments),
+                args=rest,
             )
+            return command
     except ValidationError as error:
         raise UserError(_describe(error)) from None
     except SystemExit as exit_:
@@ -82,13 +107,64 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         raise UserError(_first_sentence(messages.getvalue())) from None
 
 
+def _split_sources(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the other options start from: the values of --preset, --config, --resume and --out; and all arguments but
+    the first two.
+
+    Raises:
+        UserError: one of the first two without a value.
+    """
+    found: dict[str, str | None] = {"--preset": None, "--config": None, "--resume": None, "--out": None}
+    rest = []
+    words = iter(arguments)
+    if "pretrain" in arguments and not {"--help", "-h"} & set(arguments):
+        for word in words:
+            option, equals, value = word.partition("=")
+            given = value if equals else next(words, None) if option in found else None
+            if option not in found:
+                rest.append(word)
+                continue
+            found[option] = given
+            if option in ("--resume", "--out"):
+                rest += [option] if given is None else [option, given]
+            elif given is None:
+                raise UserError(f"{option} must be followed by a value")
+    else:
+        rest = list(arguments)
+    config_file, out = (None if found[key] is None else Path(str(found[key])) for key in ("--config", "--out"))
+    return {"preset": found["--preset"], "config_file": config_file, "resume": found["--resume"], "out": out}, rest
+
+
+@contextlib.contextmanager
+def _messages_beside_the_bar() -> Any:
+    """Warnings and the log of damaged images: one line each on stderr, which does not break the progress bar."""
+    from tqdm import tqdm
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        tqdm.write(f"dogo-fast: warning: {message}", file=sys.stderr)
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    handler, logger = Handler(), logging.getLogger("dogo_fast")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def run_pretrain(config: "PretrainConfig") -> None:
     """Train, then print the table."""
     from dogo_fast.training import pretrain
 
     start = time.perf_counter()
     results = pretrain(config)
-    print(format_table(results))
+    if all(peer.untrained is not None or peer.trained is not None for peer in results):
+        print(format_table(results))
     print(f"{time.perf_counter() - start:.0f} s in total")
 
 
@@ -99,10 +175,11 @@ def format_table(results: Sequence["PeerResult"]) -> str:
         f"{'':24}{'untrained → trained':^22}{'untrained → trained':^22}".rstrip(),
     ]
     for number, peer in enumerate(results, 1):
-        pairs = (
-            f"{100 * peer.untrained.knn:.1f} → {100 * peer.trained.knn:.1f}",
-            f"{100 * peer.untrained.linear:.1f} → {100 * peer.trained.linear:.1f}",
-        )
+        pairs = [
+            " → ".join("–" if scores is None else f"{100 * getattr(scores, measure):.1f}" for scores in both)
+            for both in [(peer.untrained, peer.trained)]
+            for measure in ("knn", "linear")
+        ]
         lines.append(f"{f'peer {number} ({peer.name})':24}{pairs[0]:^22}{pairs[1]:^22}".rstrip())
     return "\n".join(lines)
 
@@ -117,10 +194,15 @@ def _describe(error: "ValidationError") -> str:
     """Each wrong option with its value and what is allowed, in one line."""
     texts = []
     for detail in error.errors():
-        option = "--" + "-".join(map(str, detail["loc"])).replace("_", "-")
         allowed = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        allowed = allowed.replace("a valid number, unable to parse string as a number", "a number")
+        if not detail["loc"]:  # of several options together; the message names them
+            texts.append(allowed)
+            continue
+        names = [part for part in detail["loc"] if isinstance(part, str)]  # a number says which peer
+        option = "--" + names[0].replace("_", "-")
         texts.append(f"{option} {allowed}, got {detail['input']!r}")
-    return "; ".join(texts)
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _first_sentence(box: str) -> str:

@@ -35,7 +35,7 @@ HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {
 
 class Case(NamedTuple):
     """One loss at one size; ``variant`` is "static", "online" (small temperatures), "learnt" (tensor temperatures) or
-    "rows"."""
+    "rows". The augmentation is a case too: D is the side of images and views, ``variant`` the recipe."""
 
     loss: str
     dtype: str
@@ -81,6 +81,8 @@ def cases(full: bool) -> Iterator[Case]:
             continue  # the same code
         for dtype in dtypes[itemsize]:
             yield Case("dogo_loss", dtype, min(width, WIDEST[itemsize]), 4096 if large else 256, "static")
+    for size, recipe in ((32, "cifar"), (96, "simclr"), (224, "simclr")):
+        yield Case("augment", "bfloat16", size, 256, recipe)
     if not full:
         yield Case("dogo_loss", "bfloat16", 128, 4096, "online")
         yield Case("nt_xent", "bfloat16", 128, 4096, "rows")
@@ -107,6 +109,10 @@ def launches(case: Case, target: str) -> list[Launch]:
         recorded.append(Launch(kernel, arguments, switches))
 
     dtype = getattr(torch, case.dtype)
+    if case.loss == "augment":
+        with mock.patch.object(launch, "run", record):
+            _augment(case, dtype)
+        return recorded
     learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
     number = 0.02 if case.variant == "online" else 0.5
     how = ("float32", "triton")
@@ -132,6 +138,18 @@ def launches(case: Case, target: str) -> list[Launch]:
     return recorded
 
 
+def _augment(case: Case, dtype: torch.dtype) -> None:
+    """Four views of a batch of square images."""
+    from dogo_fast.augment import VIEW_RECIPES, Augmentation
+    from dogo_fast.ops.augment import launch_augmentation
+
+    recipes = [VIEW_RECIPES[case.variant]] * 4
+    augmentation = Augmentation(recipes, (case.D, case.D), 0, dtype=dtype, device="meta", backend="reference")
+    images = torch.empty(1, 3, case.D, case.D, dtype=torch.uint8, device="meta")
+    rows = torch.empty(case.N, dtype=torch.int64, device="meta")
+    launch_augmentation(augmentation, images, rows, rows, None)
+
+
 def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
     """Compile one recorded launch as Triton's own launcher would specialise it."""
     import triton
@@ -153,7 +171,7 @@ def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=gpu, options=options)
-    tile = f"{values['BLOCK_M']}x{values['BLOCK_N']}" if "BLOCK_M" in values else ""
+    tile = f"{values['BLOCK_M']}x{values['BLOCK_N']}" if "BLOCK_M" in values else str(values.get("BLOCK", ""))
     report = Compiled(target, case, launch.kernel.__name__, tile, compiled.metadata.num_warps)
     report.shared = compiled.metadata.shared
     if not amd:
@@ -163,7 +181,13 @@ def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
 
 def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:
     """(type, whether divisible by 16) of an argument."""
-    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    pointers = {
+        torch.float32: "*fp32",
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.uint8: "*u8",
+        torch.int64: "*i64",
+    }
     if is_constexpr or value is None or (isinstance(value, int) and value == 1):
         return "constexpr", False
     if isinstance(value, torch.Tensor):

@@ -7,3 +7,19 @@ class UserError(ValueError):
 
 class DivergedError(RuntimeError):
     """A loss that is not finite any more."""
+
+
+class RunInterrupted(RuntimeError):
+    """A signal ended the training at a step boundary, and everything is saved; the message says how to go on."""
+
+
+class DamagedImageError(ValueError):
+    """An image that cannot be decoded: which one, and why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both as arguments, so that it can be pickled in a worker process
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} is damaged ({self.reason})"

@@ -1,49 +1,172 @@
-"""The peers: an encoder without its classifier (the backbone) and SimCLR's projection head.
+"""The peers: an encoder without its classifier (the backbone) and the heads of its method, SimCLR's or SimSiam's.
 
-Backbones come from torchvision, never with downloaded weights, and keep torchvision's own parameter names; only the
-stem for images under 100 px is ours. ``small`` is a compact network of ours that trains in seconds on a CPU.
+Backbones come from torchvision and timm, never with downloaded weights, and keep their own parameter names; only the
+stem for images under 100 px is ours. ``small`` is a compact network of ours that trains in seconds on a CPU. Any other
+``nn.Module`` that maps [N, 3, H, W] to [N, features] serves as well.
 """
 
+import importlib.util
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import torch
 import torchvision
 from torch import Tensor, nn
+
+from dogo_fast.philox import derive_seed
 
 SMALL_IMAGE = 100
 """Images with fewer pixels than this a side get the small-image stem."""
 
-PROJECTION_HIDDEN = 512
-PROJECTION_WIDTH = 128
+METHODS = ("simclr", "simsiam")
+PROJECTION_HIDDEN, PROJECTION_WIDTH = 512, 128
+"""SimCLR's head, as in the authors' code."""
+SIMSIAM_WIDTH, SIMSIAM_BOTTLENECK = 2048, 512
+"""SimSiam's projector and predictor (section 3)."""
+TIMM = "timm:"
+
+
+class PeerOutput(NamedTuple):
+    """What a peer makes of 2N views: projections [2N, D], and SimSiam's predictions [2N, D] (None for SimCLR)."""
+
+    projections: Tensor
+    predictions: Tensor | None
 
 
 class Peer(nn.Module):
-    """One of the two networks that learn together: ``head(backbone(images))``.
+    """One of the two networks that learn together: a backbone and the heads of its method.
 
     Args:
-        name: a key of ``BACKBONES``.
-        image_size: height and width of the images, pixels; under 100 the backbone gets its small-image stem.
+        backbone: maps images [N, 3, H, W] to features [N, F].
+        features: F.
+        method: ``"simclr"`` (a projection head) or ``"simsiam"`` (a projector and a predictor).
 
     Raises:
-        KeyError: an unknown name.
+        ValueError: another method.
     """
 
-    def __init__(self, name: str, image_size: int) -> None:
+    def __init__(self, backbone: nn.Module, features: int, method: str = "simclr") -> None:
         super().__init__()
-        self.name = name
-        self.small_stem = name != "small" and image_size < SMALL_IMAGE
-        self.backbone, self.features = BACKBONES[name](self.small_stem)
-        self.head = nn.Sequential(
-            nn.Linear(self.features, PROJECTION_HIDDEN),
-            nn.BatchNorm1d(PROJECTION_HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.Linear(PROJECTION_HIDDEN, PROJECTION_WIDTH),
-        )
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        self.method = method
+        self.features = features
+        self.backbone = backbone
+        self.projector = _simclr_head(features) if method == "simclr" else _simsiam_projector(features)
+        self.predictor = None if method == "simclr" else _simsiam_predictor()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] to projections [N, 128]; the losses normalise them."""
-        return cast(Tensor, self.head(self.backbone(images)))
+    def forward(self, images: Tensor) -> PeerOutput:
+        """Normalised images [2N, 3, H, W] to projections and predictions; the losses normalise those."""
+        projections = self.projector(self.backbone(images))
+        return PeerOutput(projections, None if self.predictor is None else self.predictor(projections))
+
+    def heads(self) -> dict[str, Tensor]:
+        """The weights of what is not the backbone."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+
+
+def _layer(inputs: int, outputs: int, *, affine: bool = True, activation: bool = True) -> list[nn.Module]:
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs, affine=affine)]
+    return [*layers, nn.ReLU(inplace=True)] if activation else layers
+
+
+def _simclr_head(features: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(features, PROJECTION_HIDDEN),
+        nn.BatchNorm1d(PROJECTION_HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Linear(PROJECTION_HIDDEN, PROJECTION_WIDTH),
+    )
+
+
+def _simsiam_projector(features: int) -> nn.Sequential:
+    return nn.Sequential(
+        *_layer(features, SIMSIAM_WIDTH),
+        *_layer(SIMSIAM_WIDTH, SIMSIAM_WIDTH),
+        *_layer(SIMSIAM_WIDTH, SIMSIAM_WIDTH, affine=False, activation=False),
+    )
+
+
+def _simsiam_predictor() -> nn.Sequential:
+    return nn.Sequential(*_layer(SIMSIAM_WIDTH, SIMSIAM_BOTTLENECK), nn.Linear(SIMSIAM_BOTTLENECK, SIMSIAM_WIDTH))
+
+
+def build_peer(backbone: str | nn.Module, image_size: int, seed: int, number: int, method: str = "simclr") -> Peer:
+    """Peer 1 or 2, channels-last, with initial weights that depend on its own name, method, number and the seed only.
+
+    Args:
+        backbone: a name that ``check_backbone_name`` allows, or a module, whose own weights stay.
+        image_size: height and width of the views, pixels.
+        seed, number: of the initial weights; 1 or 2.
+        method: see ``Peer``.
+
+    Raises:
+        ValueError: a backbone that does not map [2, 3, image_size, image_size] to [2, features].
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, f"peer {number}"))
+        network = build_backbone(backbone, image_size) if isinstance(backbone, str) else backbone
+        return Peer(network, count_features(network, image_size), method).to(memory_format=torch.channels_last)
+
+
+def build_backbone(name: str, image_size: int) -> nn.Module:
+    """A named backbone with new weights; under 100 pixels torchvision's networks get their small-image stem.
+
+    ``build_backbone("resnet18", 32).load_state_dict(weights)`` takes the weights of a run folder.
+
+    Raises:
+        ValueError: a name that ``check_backbone_name`` does not allow.
+    """
+    check_backbone_name(name)
+    if name.startswith(TIMM):
+        import timm
+
+        network: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0)
+        return network
+    return BACKBONES[name](image_size < SMALL_IMAGE)
+
+
+def check_backbone_name(name: str) -> None:
+    """Refuse what is neither a key of ``BACKBONES`` nor ``timm:NAME`` with a name that timm knows.
+
+    Raises:
+        ValueError: the message says what is allowed.
+    """
+    if name.startswith(TIMM):
+        if importlib.util.find_spec("timm") is None:
+            raise ValueError(f"needs timm for {name} (pip install timm)")
+        import timm
+
+        if not timm.is_model(name.removeprefix(TIMM)):
+            raise ValueError(f"must be a model that timm {timm.__version__} knows (timm.list_models())")
+    elif name not in BACKBONES:
+        raise ValueError(f"must be of {', '.join(BACKBONES)} or timm:NAME")
+
+
+@torch.no_grad()
+def count_features(network: nn.Module, image_size: int) -> int:
+    """How many features a backbone gives; it is called once, in evaluation mode.
+
+    Raises:
+        ValueError: one that does not map [2, 3, image_size, image_size] to [2, features].
+    """
+    parameter = next(network.parameters(), torch.empty(0))
+    images = torch.zeros(2, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        features = network(images)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"a backbone must take images {tuple(images.shape)}, this one fails: {reason}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
+        raise ValueError(f"a backbone must map images {tuple(images.shape)} to features [2, F], got {shape}")
+    return features.shape[1]
 
 
 class SmallNetwork(nn.Sequential):
@@ -59,49 +182,46 @@ class SmallNetwork(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _small(small_stem: bool) -> tuple[nn.Module, int]:
-    return SmallNetwork(), 256
+def _small(small_stem: bool) -> nn.Module:
+    return SmallNetwork()
 
 
-def _resnet(build: Callable[..., Any]) -> Callable[[bool], tuple[nn.Module, int]]:
+def _resnet(build: Callable[..., Any]) -> Callable[[bool], nn.Module]:
     """The small stem: one 3×3 convolution of stride 1 in place of 7×7 of stride 2, and no max-pool."""
 
-    def backbone(small_stem: bool) -> tuple[nn.Module, int]:
-        network = build(weights=None)
+    def backbone(small_stem: bool) -> nn.Module:
+        network: nn.Module = build(weights=None)
         if small_stem:
             network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(network.get_parameter("conv1.weight"), mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
-        features = network.fc.in_features
         network.fc = nn.Identity()
-        return network, features
+        return network
 
     return backbone
 
 
-def _mobilenetv2(small_stem: bool) -> tuple[nn.Module, int]:
+def _mobilenetv2(small_stem: bool) -> nn.Module:
     """The small stem: stride 1 instead of 2 in the first convolution and in the first 24-channel block."""
-    network = torchvision.models.mobilenet_v2(weights=None)
+    network: nn.Module = torchvision.models.mobilenet_v2(weights=None)
     if small_stem:
-        network.features[0][0].stride = (1, 1)
-        network.features[2].conv[1][0].stride = (1, 1)
-    features = network.last_channel
+        cast(nn.Conv2d, network.get_submodule("features.0.0")).stride = (1, 1)
+        cast(nn.Conv2d, network.get_submodule("features.2.conv.1.0")).stride = (1, 1)
     network.classifier = nn.Identity()
-    return network, features
+    return network
 
 
-def _shufflenetv2(small_stem: bool) -> tuple[nn.Module, int]:
+def _shufflenetv2(small_stem: bool) -> nn.Module:
     """The small stem: stride 1 instead of 2 in the first convolution, and no max-pool."""
-    network = torchvision.models.shufflenet_v2_x1_0(weights=None)
+    network: nn.Module = torchvision.models.shufflenet_v2_x1_0(weights=None)
     if small_stem:
-        network.conv1[0].stride = (1, 1)
+        cast(nn.Conv2d, network.get_submodule("conv1.0")).stride = (1, 1)
         network.maxpool = nn.Identity()
-    features = network.fc.in_features
     network.fc = nn.Identity()
-    return network, features
+    return network
 
 
-BACKBONES: dict[str, Callable[[bool], tuple[nn.Module, int]]] = {
+BACKBONES: dict[str, Callable[[bool], nn.Module]] = {
     "small": _small,
     "resnet18": _resnet(torchvision.models.resnet18),
     "resnet34": _resnet(torchvision.models.resnet34),
@@ -109,4 +229,4 @@ BACKBONES: dict[str, Callable[[bool], tuple[nn.Module, int]]] = {
     "mobilenetv2": _mobilenetv2,
     "shufflenetv2": _shufflenetv2,
 }
-"""By name: given whether to use the small-image stem, a network [N, 3, H, W] → [N, features], and its features."""
+"""By name: given whether to use the small-image stem, a network [N, 3, H, W] → [N, features]."""

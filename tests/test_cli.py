@@ -2,16 +2,26 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import dogo_fast.training
 from dogo_fast import cli
+from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.cli import main
+from dogo_fast.data import load_data_set
 from dogo_fast.errors import DivergedError
+from dogo_fast.philox import derive_seed
+from dogo_fast.training import PretrainConfig
+from dogo_fast.training.presets import PRESETS
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,21 +67,35 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["pretrain", "--data", "imagenet"], ["--data", "digits, cifar10", "'imagenet'"]),
+        (["pretrain", "--data", "imagenet"], ["--data", "digits, cifar10", "hf:", "'imagenet'"]),
         (["pretrain", "--peers", "small,vgg"], ["--peers", "shufflenetv2", "'small,vgg'"]),
-        (["pretrain", "--peers", "small"], ["--peers", "two of", "'small'"]),
+        (["pretrain", "--peers", "a,b,c"], ["--peers", "two separated by a comma", "'a,b,c'"]),
         (["pretrain", "--epochs", "0"], ["--epochs", "greater than or equal to 1", "got 0"]),
         (["pretrain", "--epochs", "many"], ["--epochs must be a whole number, got 'many'"]),
         (["pretrain", "--batch-size", "1"], ["--batch-size", "greater than or equal to 2", "got 1"]),
         (["pretrain", "--batch-size", "1438"], ["--batch-size", "from 2 to 1437", "got 1438"]),
-        (["pretrain", "--kd-weight", "-1"], ["--kd-weight", "greater than or equal to 0", "got -1.0"]),
-        (["pretrain", "--kd-weight", "nan"], ["--kd-weight", "finite", "got nan"]),
+        (["pretrain", "--kd-weight", "-1"], ["--kd-weight", "greater than or equal to 0", "got '-1'"]),
+        (["pretrain", "--kd-weight", "nan"], ["--kd-weight", "finite", "got 'nan'"]),
         (["pretrain", "--kd-weight", "much"], ["--kd-weight must be a number, got 'much'"]),
         (["pretrain", "--temperature", "0"], ["--temperature", "0.01", "got 0.0"]),
         (["pretrain", "--device", "tpu"], ["--device", "auto, cpu, cuda", "'tpu'"]),
         (["pretrain", "--data", "cifar10"], ["--data-dir", "CIFAR-10 binary version"]),
         (["pretrain", "--data", "cifar10", "--data-dir", "/nowhere"], ["--data-dir", "/nowhere", "existing folder"]),
         (["pretrain", "--epoch", "3"], ["--epoch"]),
+        (["pretrain", "--method", "byol"], ["--method must be one or two of simclr, simsiam", "'byol'"]),
+        (["pretrain", "--optimiser", "sgd,lamb"], ["--optimiser must be one or two of adam, adamw, sgd, lars"]),
+        (["pretrain", "--recipe", "mine"], ["--recipe must be one of auto, none, digits", "'mine'"]),
+        (["pretrain", "--accumulate", "3"], ["--accumulate must divide --batch-size", "got 3 and 128"]),
+        (["pretrain", "--warmup-epochs", "50"], ["--warmup-epochs must be at most --epochs, got 50 and 40"]),
+        (["pretrain", "--peers", "timm:nothing_like_it"], ["--peers must be a model that timm", "knows"]),
+        (["pretrain", "--preset", "mine"], ["--preset must be one of digits, cifar10-r18-r18", "'mine'"]),
+        (["pretrain", "--preset"], ["--preset must be followed by a value"]),
+        (["pretrain", "--config", "nowhere.toml"], ["--config must be a TOML or JSON file, got nowhere.toml"]),
+        (["pretrain", "--resume", "auto"], ["--resume auto needs --out"]),
+        (["pretrain", "--resume", "nowhere.pt"], ["--resume must be auto or an existing file, got nowhere.pt"]),
+        (["pretrain", "--preset", "cifar10-r18-r50"], ["--data-dir is required with --data cifar10"]),
+        (["augment", "--out", "views.xyz"], ["--out must be a picture file", "views.xyz"]),
+        (["augment", "--images", "0"], ["--images must be greater than or equal to 1, got 0"]),
         (["pretrane"], ["pretrane"]),
         ([], ["pretrain"]),
     ],
@@ -114,9 +138,101 @@ def test_runs_that_stop_early_say_why_in_one_line(
     assert capsys.readouterr().err == message
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dogo_fast", "pretrain", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_signal_ends_the_run_with_success_and_a_line_that_says_how_to_go_on(tmp_path: Path):
+    run = tmp_path / "run"
+    options = ["--epochs", "400", "--batch-size", "256", "--device", "cpu", "--no-evaluate"]
+    with start(*options, "--out", str(run)) as process:
+        deadline = time.monotonic() + 100
+        while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    last = output.splitlines()[-1]
+    assert last.startswith("dogo-fast: stopped by SIGTERM after step ") and "Traceback" not in errors
+    done, path = last.split()[last.split().index("step") + 1], last.split()[-1]
+    assert f"To go on: dogo-fast pretrain --resume {path}" in last and Path(path).name == f"step_{int(done):09d}.pt"
+    with start("--resume", path) as again:
+        lines = [again.stdout.readline() for _ in range(2)]
+        again.send_signal(signal.SIGINT)
+        rest, errors = again.communicate(timeout=100)
+    assert again.returncode == 0, errors
+    assert "small,small on cpu in float32" in lines[0] and str(run) in lines[0]
+    assert lines[1] == f"resumed from {path}: {done} steps done\n"
+    assert "dogo-fast: stopped by SIGINT" in rest and "To go on: dogo-fast pretrain --resume" in rest
+
+
+def test_preset_file_and_command_line_override_each_other_in_this_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[PretrainConfig] = []
+    monkeypatch.setattr(cli, "run_pretrain", seen.append)
+    toml, as_json = tmp_path / "settings.toml", tmp_path / "settings.json"
+    toml.write_text(
+        "epochs = 7\nwarmup_epochs = 3\nbatch-size = 64\nlearning_rate = [0.1, 0.2]\n[recipe]\nflip = 0.25\n"
+    )
+    as_json.write_text(json.dumps({"config": {"epochs": 9, "peers": ["small", "resnet18"]}, "versions": {}}))
+    assert main(["pretrain", "--preset", "cifar10-r18-r50", "--config", str(toml), "--batch-size", "32"]) == 0
+    assert main(["pretrain", f"--config={as_json}", "--kd-weight", "2,0.5", "--no-graph"]) == 0
+    first, second = seen
+    assert (first.data, first.peers, first.optimiser) == ("cifar10", ("resnet18", "resnet50"), ("adamw", "adamw"))
+    assert (first.epochs, first.batch_size, first.learning_rate) == (7, 32, (0.1, 0.2))
+    assert first.recipe == ViewRecipe(flip=0.25) and first.warmup_epochs == 3
+    assert (second.epochs, second.peers, second.kd_weight) == (9, ("small", "resnet18"), (2.0, 0.5))
+    assert second.graph is False and second.data == "digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.toml", "epochs = ", ["--config must be a TOML or JSON file", "a.toml"]),
+        ("a.json", "[1]", ["--config must have fields and values", "with list"]),
+        ("a.toml", "epoch = 3", ["--config must have fields of data, data_dir", "has epoch"]),
+        ("a.toml", "epochs = 0", ["--epochs must be greater than or equal to 1, got 0"]),
+    ],
+)
+def test_a_wrong_file_is_one_line(
+    name: str, text: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / name).write_text(text)
+    assert main(["pretrain", "--config", str(tmp_path / name)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and all(word in message for word in words), message
+
+
+def test_every_preset_is_a_valid_configuration():
+    for name, settings in PRESETS.items():
+        config = PretrainConfig(**settings)
+        assert config.data == (settings.get("data") or "digits"), name
+
+
+def test_augment_saves_a_sheet_of_the_images_and_their_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "views.png"
+    assert main(["augment", "--out", str(path), "--images", "3", "--epochs", "1", "--device", "cpu"]) == 0
+    assert "3 images of digits, each with 4 views" in capsys.readouterr().out
+    sheet = torch.from_numpy(np.asarray(Image.open(path)).copy())
+    cell = 100  # 8 pixels, enlarged 12 times, and a margin of 2
+    assert sheet.shape == (3 * cell, 5 * cell, 3)
+    images = load_data_set("digits").pretraining[:3]
+    corners = sheet[8::cell, 8::cell]  # one pixel of each picture's first
+    assert torch.equal(corners[:, 0], images[:, :, 0, 0])
+    augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, (8, 8), derive_seed(0, "views"))
+    augmentation.epoch.fill_(1)
+    views = augmentation(images, torch.arange(3), torch.arange(3)).permute(1, 0, 3, 4, 2)
+    for pixel in (0, 7):
+        shown = sheet[8 + 12 * pixel :: cell, 8 + 12 * pixel :: cell][:, 1:]
+        assert (shown - views[:, :, pixel, pixel] * 255).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["augment", "--help"]])
 def test_help_is_on_stdout(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0
-    assert "pretrain" in capsys.readouterr().out
+    assert "dogo-fast" in capsys.readouterr().out

@@ -1,13 +1,31 @@
-"""Data sets hold the right pixels and labels, damaged files are named, the loader shuffles without loss."""
+"""Data sets hold the right pixels and labels, and damaged or missing files are named."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits as load_sklearn_digits
+from torchvision.transforms.v2.functional import resize
 
-from dogo_fast.data import DataSet, Loader, cifar10, load_data_set
+from dogo_fast.data import (
+    DATA_SETS,
+    DataSet,
+    FileSource,
+    ImageSource,
+    Loader,
+    Split,
+    check_data_name,
+    cifar10,
+    cifar100,
+    load_data_set,
+    residence,
+    stl10,
+    tiny_imagenet,
+)
 from dogo_fast.errors import UserError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -88,13 +106,280 @@ def test_cifar10_names_a_damaged_list_of_classes(cifar_folder: Path):
         ("cifar10", None, "--data-dir is required"),
         ("cifar10", Path("/nowhere/at/all"), "--data-dir must be an existing folder, got /nowhere/at/all"),
         ("digits", Path("."), "--data-dir must not be given"),
-        ("imagenet", None, "--data must be one of digits, cifar10, got 'imagenet'"),
+        ("cifar100", None, "--data-dir is required with --data cifar100.*CIFAR-100 binary version"),
+        ("stl10", None, "--data-dir is required with --data stl10.*cs.stanford.edu"),
+        ("tiny-imagenet", None, "--data-dir is required with --data tiny-imagenet.*tiny-imagenet-200.zip"),
+        ("folder", None, "--data-dir is required with --data folder"),
+        ("folder", Path("/nowhere"), "--data-dir must be an existing folder, got /nowhere"),
+        ("imagenet", None, "--data must be one of digits, cifar10, .*torchvision:NAME, hf:PATH, got 'imagenet'"),
+        ("hf:", None, "--data must be one of .*, got 'hf:'"),
     ],
 )
 def test_wrong_choice_of_data_is_one_clear_line(name: str, directory: Path | None, message: str):
     with pytest.raises(UserError, match=message) as error:
         load_data_set(name, directory)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"image_size": 0}, "--image-size must be at least 1, got 0"),
+        ({"residence": "disk"}, "--residence must be one of auto, device, stream, got 'disk'"),
+        ({"workers": -1}, "--workers must be at least 0, got -1"),
+    ],
+)
+def test_wrong_option_is_one_clear_line(option: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
+        load_data_set("digits", **option)
+
+
+def test_names_are_checked_with_what_is_allowed():
+    for name in (*DATA_SETS, "torchvision:MNIST", "hf:some/folder"):
+        check_data_name(name)
+    with pytest.raises(ValueError, match=r"must be one of digits, .*, folder, torchvision:NAME, hf:PATH"):
+        check_data_name("torchvision:")
+
+
+def test_statistics_of_digits_are_those_of_its_training_pixels():
+    data = load_data_set("digits")
+    pixels = data.train.images.numpy() / 255
+    assert data.mean == (round(pixels.mean(), 3),) * 3 and data.deviation == (round(pixels.std(), 3),) * 3
+
+
+def test_pretraining_images_are_those_of_the_training_split_and_stay_so_on_another_device():
+    data = load_data_set("digits")
+    assert data.pretraining is data.train.images and data.image_count == 1437
+    moved = data.to(torch.device("meta"))
+    assert moved.pretraining is moved.train.images and moved.pretraining.device.type == "meta"
+    assert {part.device.type for part in (moved.train.labels, moved.test.images, moved.test.labels)} == {"meta"}
+    assert (moved.mean, moved.class_names) == (data.mean, data.class_names)
+
+
+def test_a_resident_data_set_is_resized_when_another_size_is_asked_for():
+    data, own = load_data_set("digits", image_size=5, workers=0), load_data_set("digits")
+    assert data.image_size == 5 and data.pretraining is data.train.images
+    expected = resize(own.train.images[:50], [5, 5], antialias=True)
+    assert torch.equal(data.train.images[:50], expected) and torch.equal(data.train.labels, own.train.labels)
+
+
+def test_a_resident_data_set_can_be_streamed_all_the_same():
+    data, own = load_data_set("digits", residence="stream"), load_data_set("digits")
+    assert isinstance(data.pretraining, ImageSource) and data.pretraining is data.train
+    assert (data.image_size, data.image_count) == (8, 1437)
+    assert torch.equal(data.pretraining.read(7), own.pretraining[7]) and torch.equal(data.test.labels, own.test.labels)
+
+
+def test_cifar100_reads_fine_labels_after_coarse_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cifar100, "TRAIN_RECORDS", 3)
+    monkeypatch.setattr(cifar100, "TEST_RECORDS", 2)
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    (folder / "fine_label_names.txt").write_text("".join(f"class_{number}\n" for number in range(100)))
+    channel, row, column = np.ogrid[:3, :32, :32]
+    image = (40 * channel + 2 * row + column).astype(np.uint8).tobytes()
+    for name, fine in (("train.bin", (99, 0, 42)), ("test.bin", (7, 8))):
+        (folder / name).write_bytes(b"".join(bytes([19, label]) + image for label in fine))
+    data = load_data_set("cifar100", tmp_path)
+    assert data.train.labels.tolist() == [99, 0, 42] and data.test.labels.tolist() == [7, 8]
+    assert data.pretraining is data.train.images and data.class_names[42] == "class_42"
+    assert data.train.images[2, 2, 5, 7] == 80 + 10 + 7 and data.test.images[1, 1, 31, 30] == 40 + 62 + 30
+    (folder / "test.bin").write_bytes(bytes([19, 100]) + image + bytes([0, 0]) + image)
+    with pytest.raises(UserError, match=r"test\.bin.*labels from 0 to 99, got 100 in record 0.*cs\.toronto\.edu"):
+        load_data_set("cifar100", tmp_path)
+
+
+@pytest.fixture
+def stl_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Image n of all: channel c, row y, column x holds n + 60·c + y + x // 4, stored column by column."""
+    for name, count in (("UNLABELLED", 5), ("TRAIN", 3), ("TEST", 2), ("CHUNK", 2)):
+        monkeypatch.setattr(stl10, name, count)
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    (folder / "class_names.txt").write_text("\n".join(NAMES))
+    channel, row, column = np.ogrid[:3, :96, :96]
+    image = 60 * channel + row + column // 4
+    for name, first, count in (("unlabeled", 0, 5), ("train", 5, 3), ("test", 8, 2)):
+        images = [
+            (number + image).astype(np.uint8).transpose(0, 2, 1).tobytes() for number in range(first, first + count)
+        ]
+        (folder / f"{name}_X.bin").write_bytes(b"".join(images))
+    (folder / "train_y.bin").write_bytes(bytes([1, 10, 4]))
+    (folder / "test_y.bin").write_bytes(bytes([2, 3]))
+    return folder
+
+
+def test_stl10_reads_columns_and_pretrains_on_unlabelled_then_training_images(stl_folder: Path):
+    data = load_data_set("stl10", stl_folder.parent)
+    assert data.pretraining.shape == (8, 3, 96, 96) and data.image_size == 96
+    assert data.pretraining[:, 1, 50, 9].tolist() == [number + 60 + 50 + 2 for number in range(8)]
+    assert torch.equal(data.train.images, data.pretraining[5:])
+    assert data.train.images.untyped_storage().data_ptr() == data.pretraining.untyped_storage().data_ptr()
+    assert data.test.images[1, 2, 3, 95] == 9 + 120 + 3 + 23
+    assert data.train.labels.tolist() == [0, 9, 3] and data.test.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "unlabeled_X.bin",
+            bytes(7),
+            r"unlabeled_X\.bin is damaged: expected 138240 bytes \(5 records of 27648\), got 7",
+        ),
+        ("train_y.bin", bytes([1, 0, 2]), r"train_y\.bin is damaged: expected labels from 1 to 10, got 0 in record 1"),
+        ("test_X.bin", None, r"test_X\.bin is missing: download"),
+    ],
+)
+def test_stl10_names_a_damaged_file(stl_folder: Path, name: str, content: bytes | None, message: str):
+    (stl_folder / name).unlink()
+    if content is not None:
+        (stl_folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=message + ".*cs.stanford.edu/~acoates/stl10"):
+        load_data_set("stl10", stl_folder)
+
+
+def save(path: Path, value: int, size: tuple[int, int] = (10, 10)) -> None:
+    """An image of one colour (value, value, value), width × height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value,) * 3).save(path)
+
+
+def values(images: torch.Tensor) -> list[int]:
+    """The colours of images of one colour each, compressed by JPEG or not."""
+    return images.float().mean(dim=(1, 2, 3)).round().int().tolist()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Classes n2, n1 in this order, three training images each, and three to test with."""
+    for name, count in (("CLASSES", 2), ("IMAGES_A_CLASS", 3), ("TEST_IMAGES", 3)):
+        monkeypatch.setattr(tiny_imagenet, name, count)
+    folder = tmp_path / "tiny-imagenet-200"
+    for first, name in ((10, "n2"), (20, "n1")):
+        for number in range(3):
+            save(folder / "train" / name / "images" / f"{name}_{number}.JPEG", first + number, (64, 64))
+    for number in range(3):
+        save(folder / "val" / "images" / f"val_{number}.JPEG", 30 + number, (64, 64))
+    lines = [f"val_{number}.JPEG\t{name}\t0\t0\t9\t9\n" for number, name in ((2, "n2"), (0, "n1"), (1, "n2"))]
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    (folder / "wnids.txt").write_text("n2\nn1\n")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tiny_imagenet_reads_its_classes_and_its_list_of_validation_images(tiny_folder: Path, workers: int):
+    data = load_data_set("tiny-imagenet", tiny_folder.parent, workers=workers)
+    assert data.pretraining is data.train.images and data.pretraining.shape == (6, 3, 64, 64)
+    assert values(data.pretraining) == [10, 11, 12, 20, 21, 22] and data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert values(data.test.images) == [30, 31, 32] and data.test.labels.tolist() == [1, 0, 0]
+    assert data.class_names == ("n2", "n1") and data.mean == (0.485, 0.456, 0.406)
+
+
+def test_tiny_imagenet_names_what_is_missing(tiny_folder: Path):
+    (tiny_folder / "train" / "n1" / "images" / "n1_1.JPEG").unlink()
+    with pytest.raises(UserError, match=r"n1/images is incomplete: expected 3 images, got 2; download.*cs231n"):
+        load_data_set("tiny-imagenet", tiny_folder)
+    (tiny_folder / "wnids.txt").write_text("n2\nn2\n")
+    with pytest.raises(UserError, match=r"annotations.*expected a file and a class.*got 'val_0.JPEG.*in line 2"):
+        load_data_set("tiny-imagenet", tiny_folder)
+
+
+def test_folder_of_classes_reads_classes_in_order_of_name_and_the_validation_images(tmp_path: Path):
+    save(tmp_path / "train" / "b" / "1.PNG", 3)
+    save(tmp_path / "train" / "a" / "deep" / "2.png", 2)
+    save(tmp_path / "train" / "a" / "1.bmp", 1)
+    save(tmp_path / "train" / "a" / ".hidden.png", 9)
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    save(tmp_path / "val" / "b" / "x.png", 4)
+    save(tmp_path / "test" / "unlabelled.png", 5)
+    data = load_data_set("folder", tmp_path)
+    assert data.class_names == ("a", "b") and data.image_size == 10
+    assert values(data.train.images) == [1, 2, 3] and data.train.labels.tolist() == [0, 0, 1]
+    assert values(data.test.images) == [4] and data.test.labels.tolist() == [1]
+    save(tmp_path / "val" / "c" / "x.png", 4)
+    with pytest.raises(UserError, match=r"classes in .*val must be among those in .*train, got c"):
+        load_data_set("folder", tmp_path)
+
+
+def test_folder_without_train_has_classes_only_where_no_image_lies_beside_them(tmp_path: Path):
+    save(tmp_path / "b" / "1.png", 2)
+    save(tmp_path / "a" / "1.png", 1)
+    data = load_data_set("folder", tmp_path)
+    assert data.class_names == ("a", "b") and data.train.labels.tolist() == [0, 1] and data.test is None
+    save(tmp_path / "aa.png", 7)
+    data = load_data_set("folder", tmp_path)
+    assert (data.train, data.test, data.class_names) == (None, None, ())
+    assert values(data.pretraining) == [1, 7, 2]
+
+
+def test_folder_follows_links_but_not_in_circles(tmp_path: Path):
+    save(tmp_path / "elsewhere" / "1.png", 1)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "images")
+    assert values(load_data_set("folder", tmp_path / "images").pretraining) == [1]
+
+
+def test_folder_images_of_different_sizes_are_made_224_pixels_unless_a_size_is_asked_for(tmp_path: Path):
+    save(tmp_path / "1.png", 1, (10, 10))
+    save(tmp_path / "2.png", 2, (30, 20))
+    assert load_data_set("folder", tmp_path).pretraining.shape == (2, 3, 224, 224)
+    assert load_data_set("folder", tmp_path, image_size=12).pretraining.shape == (2, 3, 12, 12)
+
+
+def test_folder_without_images_says_what_it_looked_for(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"--data-dir must hold images \(\.jpg, .*found none in"):
+        load_data_set("folder", tmp_path)
+
+
+@pytest.fixture
+def damaged_folder(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a folder of two classes with 100 images each, of which the first few are damaged."""
+
+    def make(damaged: int) -> Path:
+        for number in range(200):
+            save(tmp_path / "ab"[number // 100] / f"{number:03}.png", number, (4, 4))
+        for number in range(damaged):
+            path = tmp_path / "a" / f"{number:03}.png"
+            path.write_bytes(path.read_bytes()[:45])
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_left_out_with_their_labels_and_named_in_the_log(
+    damaged_folder: Callable[[int], Path], caplog: pytest.LogCaptureFixture, workers: int
+):
+    with caplog.at_level(logging.WARNING, "dogo_fast"):
+        data = load_data_set("folder", damaged_folder(2), workers=workers)
+    assert values(data.train.images) == list(range(2, 200)) and data.image_count == 198
+    assert data.train.labels.tolist() == [0] * 98 + [1] * 100
+    assert "a/000.png" in caplog.messages[0] and "a/001.png" in caplog.messages[1]
+    assert "2 of 200 images" in caplog.messages[2]
+
+
+def test_more_than_one_percent_of_damaged_images_stop_the_run(damaged_folder: Callable[[int], Path]):
+    with pytest.raises(UserError, match=r"more than 1 % of the images are damaged: 3 of 200.*a/000\.png.*a/002\.png"):
+        load_data_set("folder", damaged_folder(3))
+
+
+def test_residence_follows_the_decoded_bytes_of_all_splits_or_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("train/a/1", "train/b/1", "val/a/1"):
+        save(tmp_path / f"{name}.png", 1)
+    total = 3 * 3 * 10 * 10
+    monkeypatch.setattr(residence, "RESIDENT_BYTES", total)
+    data = load_data_set("folder", tmp_path)
+    assert isinstance(data.pretraining, torch.Tensor) and isinstance(data.test, Split)
+    monkeypatch.setattr(residence, "RESIDENT_BYTES", total - 1)
+    data = load_data_set("folder", tmp_path)
+    assert isinstance(data.pretraining, FileSource) and data.pretraining is data.train
+    assert isinstance(data.test, FileSource) and data.test.labels.tolist() == [0]
+    assert isinstance(load_data_set("folder", tmp_path, residence="device").train, Split)
 
 
 def numbered_images(count: int) -> torch.Tensor:

@@ -75,21 +75,32 @@ def random_split(count: int, seed: int) -> Split:
     return Split(images, torch.randint(0, 3, (count,), generator=source))
 
 
-def test_features_are_those_of_evaluation_mode_for_every_image():
-    network, images = small_network(), random_split(1030, 1).images
+def data_of(train: Split, test: Split | None = None) -> DataSet:
+    statistics = {"mean": (0.4, 0.5, 0.6), "deviation": (0.2, 0.3, 0.25)}
+    return DataSet("random", train.images, train, test, ("a", "b", "c"), **statistics)
+
+
+def as_seen(images: torch.Tensor) -> torch.Tensor:
+    mean, deviation = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+    return (images / 255 - mean[:, None, None]) / deviation[:, None, None]
+
+
+def test_features_are_those_of_normalised_images_in_evaluation_mode_for_every_image():
+    network, split = small_network(), random_split(1030, 1)
     network.train()
-    features = extract_features(network, images)
+    features, labels = extract_features(network, split, data_of(split))
+    assert torch.equal(labels, split.labels)
     assert network.training and network[1].num_batches_tracked == 0
     with torch.no_grad():
-        torch.testing.assert_close(features, network.eval()(images / 255))
+        torch.testing.assert_close(features, network.eval()(as_seen(split.images)), rtol=1e-4, atol=1e-5)
 
 
 def test_calibration_sets_the_statistics_of_the_images_and_no_weight():
-    network, images = small_network(), random_split(1000, 1).images
+    network, split = small_network(), random_split(1000, 1)
     weights = [parameter.clone() for parameter in network.parameters()]
-    calibrate_batch_norm(network, images)
+    calibrate_batch_norm(network, data_of(split))
     with torch.no_grad():
-        activations = network[0](images / 255)
+        activations = network[0](as_seen(split.images))
     torch.testing.assert_close(network[1].running_mean, activations.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(network[1].running_var, activations.var(dim=(0, 2, 3)), rtol=5e-3, atol=0)
     assert all(torch.equal(before, now) for before, now in zip(weights, network.parameters(), strict=True))
@@ -98,10 +109,15 @@ def test_calibration_sets_the_statistics_of_the_images_and_no_weight():
 
 def test_untrained_scores_are_those_of_a_calibrated_copy():
     network = small_network()
-    data = DataSet("random", random_split(200, 1), random_split(77, 2), ("a", "b", "c"))
+    data = data_of(random_split(200, 1), random_split(77, 2))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     scores = evaluate_untrained(network, data)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    calibrate_batch_norm(network, data.train.images)
+    calibrate_batch_norm(network, data)
     assert scores == evaluate_features(network, data)
     assert (scores.knn * 77) == pytest.approx(round(scores.knn * 77))  # out of all 77 test images
+
+
+def test_a_data_set_without_labels_cannot_be_evaluated():
+    with pytest.raises(ValueError, match="data must have labelled training and test images, random has not"):
+        evaluate_features(small_network(), data_of(random_split(20, 1)))

@@ -1,27 +1,36 @@
-"""The run is repeatable, its losses are the formula's, its folder complete; it stops clearly when it must."""
+"""The run is repeatable, goes on where it was stopped with the same bits, and its folder is complete; it stops clearly
+when it must."""
 
 import csv
 import json
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from dogo_fast import DoGoLoss, DoGoLossOutput
-from dogo_fast.augment import ViewRecipe
-from dogo_fast.data import Loader
-from dogo_fast.errors import DivergedError, UserError
-from dogo_fast.peers import Peer
-from dogo_fast.philox import derive_seed
-from dogo_fast.training import PretrainConfig, pretrain
-from dogo_fast.training.config import make_generator, resolve_device
-from dogo_fast.training.metrics import READ_EVERY, EpochMetrics
+from dogo_fast import DoGoLoss
+from dogo_fast.augment import VIEW_RECIPES, ViewRecipe
+from dogo_fast.data import DataSet, ImageSource, StreamingLoader
+from dogo_fast.errors import DivergedError, RunInterrupted, UserError
+from dogo_fast.peers import build_backbone, build_peer
+from dogo_fast.training import PretrainConfig, Trainer, pretrain
+from dogo_fast.training.checkpoint import load_checkpoint
+from dogo_fast.training.config import resolve_device
 from dogo_fast.training.run_folder import RunFolder
-from dogo_fast.training.trainer import build_peer, train
+from dogo_fast.training.step import Meters, TrainingStep
+
+QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu"}
+TIMING = {"seconds", "images_per_second", "data_wait"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +42,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-RECIPE = ViewRecipe((0.5, 1.0), (3 / 4, 4 / 3), jitter=1.0, brightness=0.4)
+def pixels(count: int = 48) -> Tensor:
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def quick_run(folder: Path, **options: object) -> tuple[list[Peer], list[dict[str, float]]]:
-    """Two peers trained on a few random images; the peers and the rows of metrics.csv."""
-    config = PretrainConfig(**{"epochs": 2, "batch_size": 16, "device": "cpu", "out": folder, **options}).resolve()
-    pixels = torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    peers = [build_peer(name, 8, config.seed, number) for number, name in enumerate(config.peer_names, 1)]
-    loader = Loader(pixels, config.batch_size, make_generator(config.seed, "order"))
-    train(peers, loader, RECIPE, config, RunFolder(folder))
-    return peers, read_metrics(folder)
+def trainer_of(**options: object) -> Trainer:
+    """On a few random images."""
+    config = {**QUICK, "recipe": ViewRecipe((0.5, 1.0), (3 / 4, 4 / 3), jitter=1.0, brightness=0.4), **options}
+    names = config.pop("peers", ("small", "small"))
+    return Trainer(names, pixels(), **config)
+
+
+def weights_of(trainer: Trainer) -> list[Tensor]:
+    return [value.clone() for peer in trainer.peers for value in peer.state_dict().values()]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(map(torch.equal, first, second))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -51,108 +66,384 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+def without_timing(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
-def test_equal_seeds_give_equal_weights_and_metrics(tmp_path: Path):
-    peers, rows = quick_run(tmp_path / "a", seed=5)
-    again, rows_again = quick_run(tmp_path / "b", seed=5)
-    other, _ = quick_run(tmp_path / "c", seed=6)
-    assert all(map(same_weights, peers, again))
-    timing = {"seconds", "images_per_second"}
-    for row, row_again in zip(rows, rows_again, strict=True):
-        assert {k: v for k, v in row.items() if k not in timing} == {
-            k: v for k, v in row_again.items() if k not in timing
-        }
-    assert not same_weights(peers[0], other[0]) and not same_weights(peers[0], peers[1])
+# ------------------------------------------------------------------------------------------------ what is trained
 
 
-def test_without_distillation_peer_1_does_not_depend_on_peer_2(tmp_path: Path):
+def test_equal_seeds_give_equal_weights_and_metrics():
+    runs = [trainer_of(seed=seed) for seed in (5, 5, 6)]
+    histories = [without_timing(run.fit()) for run in runs]
+    assert same(weights_of(runs[0]), weights_of(runs[1])) and histories[0] == histories[1]
+    assert not same(weights_of(runs[0]), weights_of(runs[2]))
+    assert not same([*runs[0].peers[0].state_dict().values()], [*runs[0].peers[1].state_dict().values()])
+
+
+def test_without_distillation_peer_1_does_not_depend_on_peer_2():
     alone = {}
     for weight in (0.0, 1.0):
-        for names in ("small,small", "small,shufflenetv2"):
-            alone[weight, names] = quick_run(tmp_path / f"{weight}{names}", kd_weight=weight, peers=names)[0][0]
-    assert same_weights(alone[0.0, "small,small"], alone[0.0, "small,shufflenetv2"])
-    assert not same_weights(alone[1.0, "small,small"], alone[1.0, "small,shufflenetv2"])
-    assert not same_weights(alone[0.0, "small,small"], alone[1.0, "small,small"])
+        for names in (("small", "small"), ("small", "shufflenetv2")):
+            trainer = trainer_of(kd_weight=weight, peers=names)
+            trainer.fit()
+            alone[weight, names[1]] = [value.clone() for value in trainer.peers[0].state_dict().values()]
+    assert same(alone[0.0, "small"], alone[0.0, "shufflenetv2"])
+    assert not same(alone[1.0, "small"], alone[1.0, "shufflenetv2"])
+    assert not same(alone[0.0, "small"], alone[1.0, "small"])
 
 
-def test_first_metrics_are_the_loss_of_the_first_views(tmp_path: Path):
+def test_first_metrics_are_the_loss_of_the_first_views():
     """One step over all images without augmentation: the row must hold DoGoLoss of the initial peers."""
-    config = PretrainConfig(epochs=1, batch_size=16, kd_weight=3.0, device="cpu", out=tmp_path / "run").resolve()
-    images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    peers = [build_peer("small", 8, 0, number) for number in (1, 2)]
+    trainer = trainer_of(epochs=1, batch_size=48, kd_weight=3.0, recipe="none")
+    (row,) = trainer.fit()
     initial = [build_peer("small", 8, 0, number) for number in (1, 2)]
-    train(peers, Loader(images, 16, torch.Generator()), ViewRecipe(), config, RunFolder(config.out))
-    pairs = [peer(torch.cat([images, images]) / 255).chunk(2) for peer in initial]
+    normalised = (pixels() / 255 - 0.5) / 0.5
+    order = next(iter(trainer.loader.epoch(1))).rows
+    pairs = [peer(normalised[order].repeat(2, 1, 1, 1)).projections.chunk(2) for peer in initial]
     expected = DoGoLoss(kd_weight=3.0)(*pairs)
-    (row,) = read_metrics(config.out)
     for name, value in expected._asdict().items():
         assert row[name] == pytest.approx(float(value.detach()), rel=1e-4), name
     assert row["loss_1"] == pytest.approx(row["nt_xent_1"] + 3.0 * row["kl_1"], rel=1e-5)
     assert row["kl_1"] > 1e-3
 
 
-def test_learning_rate_falls_as_a_half_cosine_over_all_steps(tmp_path: Path):
-    _, rows = quick_run(tmp_path / "run", epochs=4, learning_rate=0.01)
-    expected = [0.01 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
-    assert [row["learning_rate"] for row in rows] == pytest.approx(expected)
+def test_each_peer_has_its_own_learning_rate_that_falls_as_a_half_cosine():
+    rows = trainer_of(epochs=4, learning_rate="0.01,0.003").fit()
+    for peer, rate in (("1", 0.01), ("2", 0.003)):
+        expected = [rate * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+        assert [row[f"learning_rate_{peer}"] for row in rows] == pytest.approx(expected)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_training_lowers_the_loss(tmp_path: Path):
-    _, rows = quick_run(tmp_path / "run", epochs=12, kd_weight=0.1)
-    assert rows[-1]["nt_xent_1"] < rows[0]["nt_xent_1"] - 0.1
-    assert rows[-1]["nt_xent_2"] < rows[0]["nt_xent_2"] - 0.1
+def test_the_rates_reach_the_optimisers(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(
+        TrainingStep,
+        "compute",
+        lambda step: seen.append([float(optimiser.param_groups[0]["lr"]) for optimiser in step.optimisers]),
+    )
+    trainer_of(epochs=2, learning_rate=(0.01, 0.02), warmup_epochs=1).fit()
+    assert [first for first, _ in seen] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.0075, 0.0025])
+    assert [second for _, second in seen] == pytest.approx([2 * first for first, _ in seen])
 
 
-def losses(value: float) -> DoGoLossOutput:
-    return DoGoLossOutput(*(torch.tensor(value + index) for index in range(7)))
+@pytest.mark.parametrize("options", [{}, {"method": "simsiam,simclr"}, {"optimiser": "lars,sgd", "learning_rate": 0.5}])
+def test_training_lowers_the_loss(options: dict[str, object]):
+    rows = trainer_of(epochs=12, kd_weight=0.1, **options).fit()
+    for peer in ("1", "2"):
+        assert rows[-1][f"loss_{peer}"] < rows[0][f"loss_{peer}"] - 0.05
 
 
-def test_epoch_metrics_are_means_over_every_step():
-    metrics = EpochMetrics(epoch=1, first_step=1)
-    read = [metrics.add(losses(float(step))) for step in range(READ_EVERY + 3)]
-    assert read == [step == READ_EVERY - 1 for step in range(READ_EVERY + 3)]
-    row = metrics.finish(images=100, learning_rate=0.5)
-    assert row["loss"] == pytest.approx((READ_EVERY + 2) / 2)
-    assert row["kl_2"] == pytest.approx((READ_EVERY + 2) / 2 + 6)
-    assert row["images_per_second"] == pytest.approx(100 / row["seconds"])
+def test_accumulating_trains_on_every_image_of_the_batch():
+    whole, parts = trainer_of(epochs=1, kd_weight=0), trainer_of(epochs=1, kd_weight=0, accumulate=2)
+    whole.fit()
+    (row,) = parts.fit()
+    assert row["nt_xent_1"] < whole.history[0]["nt_xent_1"]  # 15 negatives less in each denominator
+    assert parts.steps == whole.steps == 3
+
+
+class WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).mean(dim=(2, 3))
+
+
+def test_a_notebook_trains_any_modules_in_ten_lines():
+    first, second = WithDropout(), nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    before = first.layers[0].weight.clone()
+    random = torch.get_rng_state()
+    trainer = Trainer((first, second), pixels(), epochs=2, batch_size=16, device="cpu")
+    history = trainer.fit()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert trainer.backbones == (first, second) and len(history) == 2
+    assert not torch.equal(first.layers[0].weight, before)
+    assert trainer.config.peers == ("WithDropout", "Sequential")
+    assert first(torch.rand(2, 3, 8, 8)).shape == (2, 6)
+
+
+class CountedSource(ImageSource):
+    """The same pixels, decoded one by one."""
+
+    size = 8
+    labels = None
+
+    def __len__(self) -> int:
+        return 48
+
+    def read(self, index: int) -> Tensor:
+        return pixels()[index]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def test_a_streamed_data_set_trains_to_the_bits_of_a_resident_one():
+    resident, streamed = (
+        trainer_of(),
+        Trainer(("small", "small"), CountedSource(), recipe=trainer_of().config.recipe, workers=1, **QUICK),
+    )
+    assert isinstance(streamed.loader, StreamingLoader)
+    resident.fit()
+    streamed.fit()
+    assert same(weights_of(resident), weights_of(streamed))
+    assert 0 <= streamed.history[0]["data_wait"] <= 1
+
+
+def test_half_precision_runs_on_a_cpu_too():
+    for precision in ("bfloat16", "float16"):
+        rows = trainer_of(precision=precision, epochs=1).fit()
+        assert rows[0]["loss"] == pytest.approx(trainer_of(epochs=1).fit()[0]["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("backbones", "data", "options", "message"),
+    [
+        (("small",), pixels(), {}, "backbones must be two, got 1"),
+        (
+            ("small", nn.Conv2d(3, 4, 3)),
+            pixels(),
+            {},
+            r"must map images \(2, 3, 8, 8\) to features \[2, F\], got \(2, 4",
+        ),
+        (("small", nn.Linear(5, 3)), pixels(), {}, r"must take images \(2, 3, 8, 8\), this one fails"),
+        (("small", "small"), pixels().float(), {}, r"data must be images uint8 \[N, 3, H, W\], got torch.float32"),
+        (("small", "small"), pixels()[:, :, :4], {}, "data must be square images"),
+        (
+            ("small", "small"),
+            pixels(),
+            {"config": PretrainConfig(), "epochs": 3},
+            "options must not be given beside config",
+        ),
+        (("small", "small"), pixels(), {"batch_size": 64}, "--batch-size must be from 2 to 48"),
+    ],
+)
+def test_a_wrong_argument_of_the_trainer_is_one_error(backbones, data, options, message):  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        Trainer(backbones, data, **{**({} if "config" in options else QUICK), **options})
+
+
+# -------------------------------------------------------------------------------------------- stopping and going on
+
+
+class StopAfter:
+    """Sends this process a signal while its n-th step runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGTERM) -> None:
+        self.steps = 0
+        compute = TrainingStep.compute
+
+        def counted(step: TrainingStep) -> None:
+            self.steps += 1
+            if self.steps == steps:
+                os.kill(os.getpid(), number)
+            compute(step)
+
+        monkeypatch.setattr(TrainingStep, "compute", counted)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("options", [{}, {"optimiser": "sgd,lars", "accumulate": 2}, {"precision": "float16"}], ids=str)
+def test_stopped_and_resumed_equals_uninterrupted(
+    steps: int, options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Six steps in two epochs, stopped in one of the first five, in the middle of an epoch or at its end."""
+
+    def backbones() -> tuple[nn.Module, str]:
+        torch.manual_seed(1)
+        return WithDropout(), "small"
+
+    whole = trainer_of(peers=backbones(), **options)
+    whole.fit()
+    with monkeypatch.context() as patch:
+        StopAfter(patch, steps, signal.SIGINT if steps % 2 else signal.SIGTERM)
+        first = trainer_of(peers=backbones(), out=tmp_path / "run", **options)
+        with pytest.raises(RunInterrupted, match=rf"stopped by SIG.* after step {steps} \(epoch .\); saved\.") as stop:
+            first.fit()
+    (path,) = (word for word in str(stop.value).split() if word.endswith(".pt"))
+    second = trainer_of(peers=backbones(), out=tmp_path / "run", **options)
+    second.load_state(load_checkpoint(Path(path)))
+    assert second.steps == steps
+    second.fit(RunFolder(tmp_path / "run", resumed=True))
+    assert same(weights_of(whole), weights_of(second))
+    assert without_timing(whole.history) == without_timing(second.history)
+    assert without_timing(read_metrics(tmp_path / "run")) == without_timing(whole.history)
+    for ours, theirs in zip(whole.step.optimisers, second.step.optimisers, strict=True):
+        for mine, other in zip(ours.state.values(), theirs.state.values(), strict=True):
+            assert all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+def test_a_trainer_without_a_folder_goes_on_with_a_second_fit(monkeypatch: pytest.MonkeyPatch):
+    whole = trainer_of()
+    whole.fit()
+    stopped = trainer_of()
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 4)
+        with pytest.raises(RunInterrupted, match=r"fit\(\) goes on from here"):
+            stopped.fit()
+    stopped.fit()
+    assert same(weights_of(whole), weights_of(stopped))
+
+
+def test_a_second_signal_ends_at_once_and_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def twice(step: TrainingStep) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingStep, "compute", twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of().fit()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_training_in_another_thread_works_without_signals():
+    trainer = trainer_of()
+    thread = threading.Thread(target=trainer.fit)
+    thread.start()
+    thread.join()
+    assert len(trainer.history) == 2
+
+
+def test_the_last_step_is_not_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    StopAfter(monkeypatch, 6)
+    assert len(trainer_of(out=tmp_path / "run").fit()) == 2
+    assert (tmp_path / "run" / "peer_1.safetensors").is_file()
+
+
+def test_resume_by_option_continues_the_run_and_takes_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = {"batch_size": 512, "epochs": 3, "device": "cpu"}
+    whole = pretrain(PretrainConfig(**options, out=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 3)
+        with pytest.raises(RunInterrupted):
+            pretrain(PretrainConfig(**options, out=tmp_path / "run", resume="auto"))  # there is none: it starts
+    again = pretrain(PretrainConfig(**options, out=tmp_path / "run", resume="auto"))
+    assert again == whole
+    for name in ("peer_1", "peer_2", "peer_1_heads", "peer_2_heads"):
+        first, second = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "run"))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    done = pretrain(PretrainConfig(**options, out=tmp_path / "run", resume="auto"))  # there is nothing left to do
+    assert done == whole
+
+
+def test_resume_refuses_settings_that_would_change_the_run(tmp_path: Path):
+    trainer = trainer_of(out=tmp_path / "run")
+    trainer.fit()
+    path = trainer.save(RunFolder(tmp_path / "run", resumed=True))
+    for option, value, message in (
+        ("batch_size", 24, "--batch-size must be 16, as in the run that is resumed, got 24"),
+        ("learning_rate", 0.1, r"--learning-rate must be \[0.001, 0.001\], as in the run that is resumed, got \[0.1"),
+        ("kd_weight", 2.0, "--kd-weight must be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trainer_of(**{option: value}).load_state(load_checkpoint(path))
+    trainer_of(workers=0, save_every=3, out=tmp_path / "other").load_state(load_checkpoint(path))
+
+
+def test_a_damaged_newest_checkpoint_costs_one_epoch_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    options = {"batch_size": 512, "epochs": 2, "device": "cpu", "evaluate": False}
+    pretrain(PretrainConfig(**options, out=tmp_path / "run"))
+    expected = load_file(tmp_path / "run" / "peer_1.safetensors")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    pretrain(PretrainConfig(**options, out=tmp_path / "run", resume="auto"))
+    output = capsys.readouterr()
+    assert "step_000000004.pt is not a checkpoint, or only the beginning" in output.err
+    assert "resumed from" in output.out and "step_000000002.pt: 2 steps done" in output.out
+    again = load_file(tmp_path / "run" / "peer_1.safetensors")
+    assert all(torch.equal(expected[key], again[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resume": "auto"}, "--resume auto needs --out"),
+        ({"resume": "/nowhere/step_1.pt"}, "--resume must be auto or an existing file, got /nowhere/step_1.pt"),
+        ({"resume": "."}, "--resume must be auto or an existing file, a checkpoint in a folder checkpoints, got"),
+    ],
+)
+def test_a_resume_that_cannot_be_is_refused(options: dict[str, str], message: str):
+    with pytest.raises(UserError, match=message):
+        pretrain(PretrainConfig(**options))
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_loss_that_is_not_finite_stops_the_run_naming_the_step(bad: float):
-    metrics = EpochMetrics(epoch=3, first_step=41)
-    for step in range(4):
-        metrics.add(losses(bad if step == 2 else 1.0))
-    with pytest.raises(DivergedError, match=r"not finite at step 43 \(epoch 3\)"):
-        metrics.finish(images=1, learning_rate=0.1)
+def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step_and_keeps_what_was_good(
+    bad: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    add = Meters.add
 
+    def explode(meters: Meters, losses: Tensor) -> None:
+        add(meters, losses * (bad if int(meters.step) == 4 else 1.0))
 
-def test_diverging_run_keeps_the_metrics_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    calls = []
-
-    def explode(self: DoGoLoss, *pairs: object) -> DoGoLossOutput:
-        calls.append(1)
-        output = forward(self, *pairs)
-        return output if len(calls) <= 4 else DoGoLossOutput(*(value * math.nan for value in output))
-
-    forward = DoGoLoss.forward
-    monkeypatch.setattr(DoGoLoss, "forward", explode)
-    with pytest.raises(DivergedError, match=r"step 5 \(epoch 2\)"):
-        quick_run(tmp_path / "run")
+    monkeypatch.setattr(Meters, "add", explode)
+    trainer = trainer_of(out=tmp_path / "run", epochs=3)
+    with pytest.raises(DivergedError, match=r"not finite at step 5 \(epoch 2\): loss (nan|inf), loss_1"):
+        trainer.fit()
     assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [1]
+    (path,) = RunFolder(tmp_path / "run", resumed=True).checkpoints.files()
+    assert load_checkpoint(path)["step"] == 3
     assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The loss of the epoch's last step was still good; its update was not."""
+    compute = TrainingStep.compute
+
+    def spoil(step: TrainingStep) -> None:
+        compute(step)
+        if int(step.meters.step) == 6:
+            with torch.no_grad():
+                step.peers[1].projector[0].weight[0, 0] = math.nan
+
+    monkeypatch.setattr(TrainingStep, "compute", spoil)
+    trainer = trainer_of(out=tmp_path / "run", epochs=3)
+    with pytest.raises(DivergedError, match=r"the weights are not finite after step 6 \(epoch 2\)"):
+        trainer.fit()
+    (path,) = RunFolder(tmp_path / "run", resumed=True).checkpoints.files()
+    assert load_checkpoint(path)["step"] == 3
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import errno
+
+    fsync = os.fsync
+    trainer = trainer_of(out=tmp_path / "run", epochs=3)
+
+    def full(number: int) -> None:
+        if trainer.steps >= 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"step_000000006\.pt cannot be written \(No space left on device\)"):
+        trainer.fit()
+    monkeypatch.undo()
+    whole, resumed = trainer_of(epochs=3), trainer_of(epochs=3)
+    whole.fit()
+    (path,) = RunFolder(tmp_path / "run", resumed=True).checkpoints.files()
+    resumed.load_state(load_checkpoint(path))
+    resumed.fit()
+    assert same(weights_of(whole), weights_of(resumed))
+
+
+# -------------------------------------------------------------------------------------------------------- the folder
 
 
 def test_whole_run_leaves_a_complete_folder(tmp_path: Path):
     config = PretrainConfig(epochs=1, batch_size=512, peers="small, small", device="cpu", out=tmp_path / "run")
     results = pretrain(config)
     names = {file.name for file in (tmp_path / "run").iterdir()}
-    weights = {f"peer_{number}{part}.safetensors" for number in (1, 2) for part in ("", "_head")}
-    assert names == {"config.json", "metrics.csv", "results.json", *weights}
+    weights = {f"peer_{number}{part}.safetensors" for number in (1, 2) for part in ("", "_heads")}
+    assert names == {"config.json", "metrics.csv", "results.json", "checkpoints", *weights}
 
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert PretrainConfig(**saved["config"]) == config.resolve()
@@ -166,33 +457,102 @@ def test_whole_run_leaves_a_complete_folder(tmp_path: Path):
         for when in ("untrained", "trained")
         for measure in ("knn", "linear")
     )
-
-    peer = Peer("small", 8)
-    peer.backbone.load_state_dict(load_file(tmp_path / "run" / "peer_1.safetensors"), strict=True)
-    peer.head.load_state_dict(load_file(tmp_path / "run" / "peer_1_head.safetensors"), strict=True)
-    assert not same_weights(peer, build_peer("small", 8, 0, 1))
-
-
-def test_saved_weights_are_the_trained_ones_and_say_which_stem(tmp_path: Path):
-    (peer_1, _), _ = quick_run(tmp_path / "run", peers="shufflenetv2,small", epochs=1)
-    saved = load_file(tmp_path / "run" / "peer_1.safetensors")
-    assert saved.keys() == peer_1.backbone.state_dict().keys()
-    assert all(torch.equal(saved[key], value) for key, value in peer_1.backbone.state_dict().items())
-    with safe_open(tmp_path / "run" / "peer_1.safetensors", "pt") as file:
-        assert file.metadata()["backbone"] == "shufflenetv2" and file.metadata()["stem"] == "small images"
+    state = load_file(tmp_path / "run" / "peer_1.safetensors")
+    build_backbone("small", 8).load_state_dict(state, strict=True)
+    initial = build_peer("small", 8, 0, 1)
+    heads = load_file(tmp_path / "run" / "peer_1_heads.safetensors")
+    assert heads.keys() == initial.heads().keys()
+    assert not torch.equal(state["0.weight"], initial.backbone[0].weight)
 
 
-def test_interrupted_run_keeps_its_metrics_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_metrics = RunFolder.write_metrics
+def test_exported_weights_load_strictly_into_torchvisions_and_timms_own_networks(tmp_path: Path):
+    import timm
 
-    def write_then_interrupt(self: RunFolder, rows: list[dict[str, float]]) -> None:
-        write_metrics(self, rows)
-        raise KeyboardInterrupt
+    images = pixels(4).repeat(1, 1, 14, 14)  # 112 pixels: the original stem
+    recipe = VIEW_RECIPES["none"]
+    trainer = Trainer(
+        ("resnet18", "timm:resnet10t"),
+        images,
+        batch_size=4,
+        epochs=1,
+        device="cpu",
+        recipe=recipe,
+        out=tmp_path / "run",
+    )
+    trainer.fit()
+    torchvisions = torchvision.models.resnet18(weights=None)
+    torchvisions.fc = nn.Identity()
+    networks = [
+        torchvisions,
+        timm.create_model("resnet18", num_classes=0),
+        timm.create_model("resnet10t", num_classes=0),
+    ]
+    batch = torch.rand(2, 3, 112, 112)
+    for number, network in zip((1, 1, 2), networks, strict=True):
+        network.load_state_dict(load_file(tmp_path / "run" / f"peer_{number}.safetensors"), strict=True)
+        with torch.no_grad():
+            torch.testing.assert_close(network.eval()(batch), trainer.backbones[number - 1].eval()(batch))
+    with safe_open(tmp_path / "run" / "peer_2.safetensors", "pt") as file:
+        about = file.metadata()
+    assert about["backbone"] == "timm:resnet10t" and about["image_size"] == "112" and about["mean"] == "[0.5, 0.5, 0.5]"
 
-    monkeypatch.setattr(RunFolder, "write_metrics", write_then_interrupt)
-    with pytest.raises(KeyboardInterrupt, match=str(tmp_path / "run")):
-        pretrain(PretrainConfig(epochs=3, batch_size=512, device="cpu", out=tmp_path / "run"))
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_evaluating_ends_the_run_which_can_be_finished(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = PretrainConfig(epochs=1, batch_size=512, device="cpu", out=tmp_path / "run", resume="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr("dogo_fast.training.pretraining.evaluate_features", lambda *_: os.kill(os.getpid(), number))
+        with pytest.raises(RunInterrupted, match=rf"stopped by {number.name}; .*--resume auto --out {tmp_path}/run$"):
+            pretrain(config)
     assert len(read_metrics(tmp_path / "run")) == 1
+    assert pretrain(config)[0].trained is not None
+
+
+def test_tensorboard_has_every_column_of_every_epoch(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = trainer_of(out=tmp_path / "run", tensorboard=True)
+    trainer.fit()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(trainer.history[0])
+    for name in ("loss", "kl_2", "learning_rate_1"):
+        scalars = events.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [3, 6]
+        assert [scalar.value for scalar in scalars] == pytest.approx([row[name] for row in trainer.history])
+
+
+def test_a_logger_that_is_not_installed_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(UserError, match=f"--{name} needs the package {name}, which is not installed: pip install"):
+            trainer_of(**{name: True})
+
+
+def test_wandb_is_given_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in with the three calls that are made of it: the package itself would look for a network."""
+    import importlib.util
+    import sys
+    from types import ModuleType, SimpleNamespace
+
+    rows: list[tuple[int, dict[str, float]]] = []
+    finished: list[bool] = []
+    module = ModuleType("wandb")
+    module.__spec__ = importlib.util.spec_from_loader("wandb", None)
+    arguments: dict[str, object] = {}
+
+    def init(**given: object) -> SimpleNamespace:
+        arguments.update(given)
+        return SimpleNamespace(log=lambda row, step: rows.append((step, row)), finish=lambda: finished.append(True))
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    trainer = trainer_of(out=tmp_path / "run", wandb=True)
+    trainer.fit()
+    assert rows == [(3, trainer.history[0]), (6, trainer.history[1])] and finished == [True]
+    assert arguments["id"] == "run" and arguments["resume"] == "allow"
 
 
 def test_wrong_run_touches_nothing(tmp_path: Path):
@@ -205,11 +565,15 @@ def test_wrong_run_touches_nothing(tmp_path: Path):
 def test_run_folder_refuses_to_overwrite(tmp_path: Path):
     RunFolder(tmp_path)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="--out must be a new or an empty folder"):
-        RunFolder(tmp_path)
+    for resumed in (False, True):
+        with pytest.raises(UserError, match="--out must be a new or an empty folder"):
+            RunFolder(tmp_path, resumed)
     with pytest.raises(UserError, match="--out must be a folder that can be made here"):
         RunFolder(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+    trainer_of(out=tmp_path / "run").fit()
+    with pytest.raises(UserError, match="a run: --resume auto goes on"):
+        trainer_of(out=tmp_path / "run").fit()
 
 
 def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch):
@@ -225,7 +589,17 @@ def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch):
             resolve_device(name)
 
 
-def test_seeds_for_different_purposes_differ():
-    seeds = {derive_seed(seed, purpose) for seed in range(50) for purpose in ("order", "views", "peer 1", "peer 2")}
-    assert len(seeds) == 200
-    assert derive_seed(7, "order") == derive_seed(7, "order")
+def test_recipes_follow_the_data_set_unless_one_is_named():
+    from dogo_fast.training.trainer import choose_recipe
+
+    def data(name: str, size: int) -> DataSet:
+        return DataSet(name, torch.zeros(1, 3, size, size, dtype=torch.uint8), None, None, ())
+
+    assert choose_recipe("auto", data("digits", 8)) == VIEW_RECIPES["digits"]
+    assert choose_recipe("auto", data("cifar10", 32)) == VIEW_RECIPES["cifar"]
+    assert choose_recipe("auto", data("stl10", 96)) == VIEW_RECIPES["simclr"]
+    assert choose_recipe("cifar", data("stl10", 96)) == VIEW_RECIPES["cifar"]
+    assert choose_recipe(ViewRecipe(flip=0.1), data("stl10", 96)) == ViewRecipe(flip=0.1)
+    with pytest.raises(ValidationError, match="must be one of auto, none, digits"):
+        PretrainConfig(recipe="mine")
+    assert PretrainConfig(recipe={"flip": 0.25}).recipe == ViewRecipe(flip=0.25)

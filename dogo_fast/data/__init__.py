@@ -1,32 +1,109 @@
-"""Data sets by name, held whole as uint8 tensors on the device, and the loader that shuffles them."""
+"""Data sets by name: small ones as uint8 tensors on the device, large ones decoded in workers while they are used."""
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from dogo_fast.data.adapters import load_hugging_face, load_torchvision
 from dogo_fast.data.cifar10 import load_cifar10
+from dogo_fast.data.cifar100 import load_cifar100
 from dogo_fast.data.data_set import DataSet, Split
+from dogo_fast.data.decoding import batches_in_order
 from dogo_fast.data.digits import load_digits
-from dogo_fast.data.loader import Loader
+from dogo_fast.data.folder import load_folder
+from dogo_fast.data.loader import Batch, Loader, ResidentLoader
+from dogo_fast.data.residence import RESIDENCES, settle
+from dogo_fast.data.source import FileSource, ImageSource, MapSource
+from dogo_fast.data.stl10 import load_stl10
+from dogo_fast.data.streaming import StreamingLoader
+from dogo_fast.data.tiny_imagenet import load_tiny_imagenet
 from dogo_fast.errors import UserError
 
-__all__ = ["DATA_SETS", "DataSet", "Loader", "Split", "load_data_set"]
+__all__ = [
+    "DATA_PREFIXES",
+    "DATA_SETS",
+    "RESIDENCES",
+    "Batch",
+    "DataSet",
+    "FileSource",
+    "ImageSource",
+    "Loader",
+    "MapSource",
+    "ResidentLoader",
+    "Split",
+    "StreamingLoader",
+    "batches_in_order",
+    "check_data_name",
+    "load_data_set",
+    "make_loader",
+]
 
-DATA_SETS = ("digits", "cifar10")
+DATA_SETS = ("digits", "cifar10", "cifar100", "stl10", "tiny-imagenet", "folder")
+DATA_PREFIXES = ("torchvision:", "hf:")
+"""What a name may begin with instead: a class of torchvision.datasets, a folder that Hugging Face's package reads."""
 
 
-def load_data_set(name: str, directory: Path | None = None) -> DataSet:
-    """The data set ``name``, on the CPU.
+def check_data_name(name: str) -> None:
+    """Raises ValueError, saying what is allowed, unless ``name`` is of ``DATA_SETS`` or continues a prefix."""
+    if name not in DATA_SETS and not any(name.startswith(prefix) and name != prefix for prefix in DATA_PREFIXES):
+        raise ValueError(f"must be one of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH")
+
+
+def load_data_set(
+    name: str,
+    directory: Path | None = None,
+    *,
+    image_size: int | None = None,
+    residence: str = "auto",
+    workers: int = 0,
+) -> DataSet:
+    """The data set ``name``, on the CPU. Nothing is downloaded.
 
     Args:
-        name: one of ``DATA_SETS``. ``digits`` is embedded (scikit-learn's); ``cifar10`` is read from files.
-        directory: where the files lie; for ``cifar10`` only.
+        name: one of ``DATA_SETS``, "torchvision:NAME" or "hf:PATH". ``digits`` is embedded (scikit-learn's).
+        directory: where the files lie; not for ``digits``.
+        image_size: side of the images, pixels; None for the data set's own, 224 where its images differ.
+        residence: "device" decodes all images once, "stream" whenever they are used; "auto" streams what has more than
+            4 GiB decoded.
+        workers: processes that decode what is decoded once; 0 decodes in this one.
 
     Raises:
-        UserError: an unknown name, a directory missing or given in vain, files missing or damaged.
+        UserError: an argument that is not allowed, files missing or damaged, more than 1 % of the images damaged.
     """
+    try:
+        check_data_name(name)
+    except ValueError as error:
+        raise UserError(f"--data {error}, got {name!r}") from None
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size must be at least 1, got {image_size}")
+    if residence not in RESIDENCES:
+        raise UserError(f"--residence must be one of {', '.join(RESIDENCES)}, got {residence!r}")
+    if workers < 0:
+        raise UserError(f"--workers must be at least 0, got {workers}")
+    return settle(_load(name, directory, image_size), image_size, residence, workers)
+
+
+def _load(name: str, directory: Path | None, image_size: int | None) -> DataSet:
+    """As tensors, or as sources of the size wanted."""
     if name == "digits":
         if directory is not None:
             raise UserError(f"--data-dir must not be given with --data digits (it is embedded), got {directory}")
         return load_digits()
-    if name == "cifar10":
-        return load_cifar10(directory)
-    raise UserError(f"--data must be one of {', '.join(DATA_SETS)}, got {name!r}")
+    if name.startswith("torchvision:"):
+        return load_torchvision(name, directory, image_size)
+    if name.startswith("hf:"):
+        return load_hugging_face(name, directory, image_size)
+    for tensors_name, load_tensors in (("cifar10", load_cifar10), ("cifar100", load_cifar100), ("stl10", load_stl10)):
+        if name == tensors_name:
+            return load_tensors(directory)
+    return (load_folder if name == "folder" else load_tiny_imagenet)(directory, image_size)
+
+
+def make_loader(
+    images: Tensor | ImageSource, batch_size: int, seed: int, device: torch.device, workers: int
+) -> ResidentLoader | StreamingLoader:
+    """The loader of what is resident or of what streams; the order of the images is the same."""
+    if isinstance(images, Tensor):
+        return ResidentLoader(images.to(device), batch_size, seed)
+    return StreamingLoader(images, batch_size, seed, device, workers)

@@ -1,9 +1,11 @@
-"""Images and labels as tensors."""
+"""Images and labels, as tensors or as a source to stream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from dogo_fast.data.source import ImageSource
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,43 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A training and a test split, and what the labels mean."""
+    """Images to pretrain on, labelled ones to evaluate with, and what the labels mean.
+
+    What is resident is a uint8 tensor [N, 3, H, W] or a ``Split`` of one; what streams is an ``ImageSource``. Where the
+    pretraining images are those of ``train``, both are the same tensor or source. ``train`` and ``test`` are None where
+    there are no labels. ``mean`` and ``deviation`` are those of the channels, in [0, 1], to normalise by.
+    """
 
     name: str
-    train: Split
-    test: Split
+    pretraining: Tensor | ImageSource
+    train: Split | ImageSource | None
+    test: Split | ImageSource | None
     class_names: tuple[str, ...]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     @property
     def image_size(self) -> int:
         """Height and width, pixels."""
-        return self.train.images.shape[-1]
+        return self.pretraining.shape[-1] if isinstance(self.pretraining, Tensor) else self.pretraining.size
+
+    @property
+    def image_count(self) -> int:
+        """How many images there are to pretrain on."""
+        return len(self.pretraining)
 
     def to(self, device: torch.device) -> "DataSet":
-        return DataSet(self.name, self.train.to(device), self.test.to(device), self.class_names)
+        """The same with what is resident on ``device``; what streams is left as it is."""
+        pretraining = self.pretraining.to(device) if isinstance(self.pretraining, Tensor) else self.pretraining
+
+        def move(part: Split | ImageSource | None) -> Split | ImageSource | None:
+            if not isinstance(part, Split):
+                return part
+            if isinstance(pretraining, Tensor) and part.images is self.pretraining:
+                return Split(pretraining, part.labels.to(device))
+            return part.to(device)
+
+        return replace(self, pretraining=pretraining, train=move(self.train), test=move(self.test))
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -20,4 +20,7 @@ def load_digits() -> DataSet:
         grey = torch.from_numpy(values[indices]).reshape(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
         splits.append(Split(grey.repeat(1, 3, 1, 1), torch.from_numpy(labels[indices]).long()))
     train, test = splits
-    return DataSet("digits", train, test, tuple(str(digit) for digit in range(10)))
+    pixels = train.images[:, 0].double() / 255
+    mean, deviation = round(pixels.mean().item(), 3), round(pixels.std(correction=0).item(), 3)
+    class_names = tuple(str(digit) for digit in range(10))
+    return DataSet("digits", train.images, train, test, class_names, (mean,) * 3, (deviation,) * 3)

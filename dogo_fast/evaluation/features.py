@@ -1,26 +1,44 @@
 """Features of a backbone, and fair batch-norm statistics for one that was never trained."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.data.data_set import to_unit_range
+from dogo_fast.data import DataSet, ImageSource, Split, batches_in_order
 
 BATCH = 512
 CALIBRATION_IMAGES = 4096
 
 
+def _device_of(backbone: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+
+
+def normalise(images: Tensor, data: DataSet) -> Tensor:
+    """uint8 images [N, 3, H, W] as the data set's networks see them: float32, normalised, channels-last."""
+    mean, deviation = (torch.tensor(x, device=images.device)[:, None, None] for x in (data.mean, data.deviation))
+    return images.to(torch.float32).div_(255).sub_(mean).div_(deviation).contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
-def extract_features(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Features float32 [N, F] of uint8 images [N, 3, H, W], in evaluation mode; the mode is put back afterwards."""
+def extract_features(
+    backbone: nn.Module, part: Split | ImageSource, data: DataSet, workers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Features float32 [N, F] of all images of a part of a data set, in evaluation mode (which is put back afterwards),
+    and their labels int64 [N]."""
     training = backbone.training
     backbone.eval()
-    features = torch.cat([backbone(to_unit_range(batch)) for batch in images.split(BATCH)])
+    images = part.images if isinstance(part, Split) else part
+    batches = batches_in_order(images, BATCH, _device_of(backbone), workers)
+    features = torch.cat([backbone(normalise(batch, data)) for batch in batches])
     backbone.train(training)
-    return features
+    assert part.labels is not None
+    return features, part.labels.to(features.device)
 
 
 @torch.no_grad()
-def calibrate_batch_norm(backbone: nn.Module, images: Tensor) -> None:
+def calibrate_batch_norm(backbone: nn.Module, data: DataSet, workers: int = 0) -> None:
     """Set the running statistics of every batch norm to those of the first 4096 images; no weight changes.
 
     A new network's statistics are 0 and 1, whatever its activations are: in evaluation mode that would make untrained
@@ -33,8 +51,12 @@ def calibrate_batch_norm(backbone: nn.Module, images: Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over all batches
     backbone.train()
-    for batch in images[:CALIBRATION_IMAGES].tensor_split(-(-min(len(images), CALIBRATION_IMAGES) // BATCH)):
-        backbone(to_unit_range(batch))
+    count = min(data.image_count, CALIBRATION_IMAGES)
+    parts = -(-count // BATCH)
+    batches = batches_in_order(data.pretraining, -(-count // parts), _device_of(backbone), workers)
+    for batch in itertools.islice(batches, parts):
+        if len(batch) > 1:
+            backbone(normalise(batch, data))
     backbone.train(training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

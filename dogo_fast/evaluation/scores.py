@@ -19,18 +19,20 @@ class Scores:
     linear: float
 
 
-def evaluate_features(backbone: nn.Module, data: DataSet) -> Scores:
-    """k-NN and linear accuracy of the backbone's features as it stands."""
-    train, test = extract_features(backbone, data.train.images), extract_features(backbone, data.test.images)
-    labels = data.train.labels, data.test.labels
-    return Scores(
-        knn=knn_accuracy(train, labels[0], test, labels[1]),
-        linear=linear_accuracy(train, labels[0], test, labels[1]),
-    )
+def evaluate_features(backbone: nn.Module, data: DataSet, workers: int = 0) -> Scores:
+    """k-NN and linear accuracy of the backbone's features as it stands.
+
+    Raises:
+        ValueError: a data set without labels.
+    """
+    if data.train is None or data.test is None:
+        raise ValueError(f"data must have labelled training and test images, {data.name} has not")
+    train, test = (extract_features(backbone, part, data, workers) for part in (data.train, data.test))
+    return Scores(knn=knn_accuracy(*train, *test), linear=linear_accuracy(*train, *test))
 
 
-def evaluate_untrained(backbone: nn.Module, data: DataSet) -> Scores:
+def evaluate_untrained(backbone: nn.Module, data: DataSet, workers: int = 0) -> Scores:
     """The same for a new network, after calibrating the batch norms of a copy on training images."""
     copy = deepcopy(backbone)
-    calibrate_batch_norm(copy, data.train.images)
-    return evaluate_features(copy, data)
+    calibrate_batch_norm(copy, data, workers)
+    return evaluate_features(copy, data, workers)

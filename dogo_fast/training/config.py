@@ -1,96 +1,219 @@
 """What a pretraining run is made of; also the options of ``dogo-fast pretrain``."""
 
+import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from dogo_fast.data import DATA_SETS
+from dogo_fast.augment import VIEW_RECIPES, ViewRecipe
+from dogo_fast.data import DATA_SETS, check_data_name
 from dogo_fast.errors import UserError
-from dogo_fast.peers import BACKBONES
-from dogo_fast.philox import derive_seed
+from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
+
+T = TypeVar("T")
 
 DEFAULT_OUT = "runs/DATA-PEERS-TIME"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIMISERS = ("adam", "adamw", "sgd", "lars")
+FREE_ON_RESUME = frozenset(
+    ("out", "resume", "device", "workers", "residence", "save_every", "graph", "tensorboard", "wandb", "evaluate")
+)
+"""Options that do not change the trajectory: a resumed run may have others."""
+
+
+def _split(value: Any) -> Any:
+    """``"a,b"`` or one value for both peers, as a pair."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+        value = value * 2 if len(value) == 1 else value
+    elif not isinstance(value, list | tuple):
+        value = [value, value]
+    if len(value) != 2:
+        raise ValueError("must be one value, or two separated by a comma")
+    return tuple(value)
+
+
+def _join(value: Any) -> list[str]:
+    first, second = value
+    return [f"{first}" if first == second else f"{first},{second}"]
+
+
+def _per_peer(metavar: str) -> Any:
+    """On the command line one word: a value for both peers or two, separated by a comma."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str | tuple | list),
+        str_from_instance=_join,
+    )
+
+
+_Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
+_Decay = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
+_Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
+Rates = Annotated[tuple[_Rate, _Rate], BeforeValidator(_split), _per_peer("X[,Y]")]
+Decays = Annotated[tuple[_Decay, _Decay], BeforeValidator(_split), _per_peer("X[,Y]")]
+Weights = Annotated[tuple[_Weight, _Weight], BeforeValidator(_split), _per_peer("X[,Y]")]
+Momenta = Annotated[tuple[_Momentum, _Momentum], BeforeValidator(_split), _per_peer("X[,Y]")]
+Methods = Annotated[tuple[str, str], BeforeValidator(_split), _per_peer("|".join(METHODS) + "[,...]")]
+Optimisers = Annotated[tuple[str, str], BeforeValidator(_split), _per_peer("|".join(OPTIMISERS) + "[,...]")]
+Peers = Annotated[tuple[str, str], BeforeValidator(_split), _per_peer("A[,B]")]
+
+
+def _recipe_word(value: Any) -> list[str]:
+    return [value if isinstance(value, str) else "custom"]
+
+
+Recipe = Annotated[
+    str | ViewRecipe,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="auto|" + "|".join(VIEW_RECIPES),
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str | ViewRecipe),
+        str_from_instance=_recipe_word,
+    ),
+]
 
 
 class PretrainConfig(BaseModel):
-    """Train two peers together and compare their features with those of the same networks untrained."""
+    """Train two peers together and compare their features with those of the same networks untrained.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    "Per peer" means that an option takes one value for both peers or two, separated by a comma.
+    """
 
-    data: Annotated[str, tyro.conf.arg(metavar="|".join(DATA_SETS))] = "digits"
-    """Data set; digits is embedded, cifar10 is read from --data-dir."""
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder that holds cifar-10-batches-bin (CIFAR-10, binary version)."""
-
-    peers: Annotated[str, tyro.conf.arg(metavar="A,B")] = Field(
-        "small,small", description=f"Two backbones, the same or different, of {', '.join(BACKBONES)}."
+    data: Annotated[str, tyro.conf.arg(metavar="NAME")] = Field(
+        "digits",
+        description=f"One of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH; all but digits from --data-dir.",
     )
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder that holds the data set's files; nothing is ever downloaded."""
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = Field(
+        None, ge=4, le=4096
+    )
+    """Side to which images are scaled when they are read (default: the data set's own, 224 for photographs)."""
+    residence: Literal["auto", "device", "stream"] = "auto"
+    """Hold all images on the device, or decode them as they are needed; auto holds up to 4 GiB."""
+    workers: int = Field(min(8, max(1, (os.cpu_count() or 2) - 1)), ge=0, le=256)
+    """Processes that decode images."""
+    recipe: Recipe = "auto"
+    """How views are made; auto is the data set's own recipe."""
+
+    peers: Peers = Field(("small", "small"), description=f"Per peer, a backbone: {', '.join(BACKBONES)} or timm:NAME.")
+    method: Methods = ("simclr", "simclr")
+    """Per peer, its own objective."""
+    temperature: float = Field(0.5, ge=0.01, le=10, allow_inf_nan=False)
+    """Temperature of NT-Xent."""
+    kd_temperature: float = Field(0.1, ge=0.01, le=10, allow_inf_nan=False)
+    """Temperature of the similarity distributions that the peers align."""
+    kd_weight: Weights = (1.0, 1.0)
+    """Per peer, weight of the distillation term; 0 trains the peers apart, as each would train alone."""
+    kl_reduction: Literal["batchmean", "mean", "sum"] = "batchmean"
+    """Of the distillation term; mean is the authors' code's, which divides by N² instead of N."""
 
     epochs: int = Field(40, ge=1, le=1_000_000)
     """Passes over the training images."""
-
     batch_size: int = Field(128, ge=2)
     """Images a step; the last incomplete batch of an epoch is dropped."""
+    accumulate: int = Field(1, ge=1)
+    """Parts into which a batch is cut, one after the other, to save memory; each contrasts with its own images only."""
+    optimiser: Optimisers = ("adam", "adam")
+    """Per peer."""
+    learning_rate: Rates = (1e-3, 1e-3)
+    """Per peer, after the warm-up."""
+    weight_decay: Decays = (1e-6, 1e-6)
+    """Per peer; LARS leaves biases and norms out."""
+    momentum: Momenta = (0.9, 0.9)
+    """Per peer, of SGD and LARS."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: the learning rate falls to 0 over the run as a half cosine."""
+    warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Epochs in which the learning rate rises linearly at first."""
+    clip_norm: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")] = Field(None, gt=0)
+    """Clip each peer's gradient to this norm."""
 
-    kd_weight: float = Field(1.0, ge=0, le=1e6, allow_inf_nan=False)
-    """Weight of the distillation term of both peers; 0 trains them apart."""
-
-    temperature: float = Field(0.5, ge=0.01, le=10, allow_inf_nan=False)
-    """Temperature of NT-Xent."""
-
-    kd_temperature: float = Field(0.1, ge=0.01, le=10, allow_inf_nan=False)
-    """Temperature of the similarity distributions that the peers align."""
-
-    learning_rate: float = Field(1e-3, gt=0, le=1e3, allow_inf_nan=False)
-    """Adam's, at the first step; it falls to 0 over the run as a half cosine."""
-
-    weight_decay: float = Field(1e-6, ge=0, le=1e3, allow_inf_nan=False)
-    """Adam's."""
-
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights, the order and the views."""
-
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
     """Where to train; auto is the GPU if there is one."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the networks; auto is bfloat16 on a GPU and float32 on a CPU. Weights and losses stay float32."""
+    graph: bool = True
+    """On a GPU, capture the step as a CUDA graph."""
+    compile: bool = False
+    """Run the networks through torch.compile."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=f"(default: {DEFAULT_OUT})")] = None
-    """Folder for the results, new or empty."""
+    """Folder for the results, new or empty unless the run in it is resumed."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="auto|PATH", help_behavior_hint="")] = None
+    """auto: continue the run in --out if there is one, else start it; PATH: continue from this checkpoint."""
+    save_every: int = Field(0, ge=0)
+    """Keep a checkpoint every so many epochs (0: only the last two steps saved, which are there in any case)."""
+    evaluate: bool = True
+    """Compare the features before and after by k-NN and a linear probe, where the data set has labels."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard as well."""
+    wandb: bool = False
+    """Send the metrics to Weights & Biases as well."""
 
     @field_validator("data")
     @classmethod
     def _check_data(cls, data: str) -> str:
-        if data not in DATA_SETS:
-            raise ValueError(f"must be one of {', '.join(DATA_SETS)}")
+        check_data_name(data)
         return data
 
-    @field_validator("peers")
+    @field_validator("peers", "method", "optimiser")
     @classmethod
-    def _check_peers(cls, peers: str) -> str:
-        names = [name.strip() for name in peers.split(",")]
-        if len(names) != 2 or not set(names) <= set(BACKBONES):
-            raise ValueError(f"must be two of {', '.join(BACKBONES)}, separated by a comma")
-        return ",".join(names)
+    def _check_names(cls, names: tuple[str, str], info: ValidationInfo) -> tuple[str, str]:
+        for name in names:
+            if info.field_name == "peers":
+                check_backbone_name(name)
+                continue
+            allowed = METHODS if info.field_name == "method" else OPTIMISERS
+            if name not in allowed:
+                raise ValueError(f"must be one or two of {', '.join(allowed)}, separated by a comma")
+        return names
 
-    @property
-    def peer_names(self) -> tuple[str, str]:
-        """The two backbones."""
-        first, second = self.peers.split(",")
-        return first, second
+    @field_validator("recipe")
+    @classmethod
+    def _check_recipe(cls, recipe: str | ViewRecipe) -> str | ViewRecipe:
+        if isinstance(recipe, str) and recipe not in ("auto", *VIEW_RECIPES):
+            raise ValueError(f"must be one of auto, {', '.join(VIEW_RECIPES)}")
+        return recipe
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "PretrainConfig":
+        if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+            raise ValueError(
+                f"--accumulate must divide --batch-size into parts of 2 images or more, got {self.accumulate} "
+                f"and {self.batch_size}"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"--warmup-epochs must be at most --epochs, got {self.warmup_epochs:g} and {self.epochs}")
+        return self
 
     def resolve(self) -> "PretrainConfig":
-        """The same with the device and the output folder that ``auto`` and None stand for.
+        """The same with the device, precision and output folder that ``auto`` and None stand for.
 
         Raises:
             UserError: a device that this machine does not have.
         """
         time = datetime.now().strftime("%Y%m%d-%H%M%S")
-        out = self.out or Path("runs") / f"{self.data}-{'-'.join(self.peer_names)}-{time}"
-        return self.model_copy(update={"device": str(resolve_device(self.device)), "out": out})
+        names = "-".join(name.replace(":", "-") for name in self.peers)
+        out = self.out or Path("runs") / f"{self.data.replace(':', '-').replace('/', '-')}-{names}-{time}"
+        device = resolve_device(self.device)
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if device.type == "cuda" else "float32"
+        return self.model_copy(update={"device": str(device), "out": out, "precision": precision})
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,8 +235,3 @@ def resolve_device(name: str) -> torch.device:
     if number and int(number) >= gpus:
         raise UserError(f"--device must be auto, cpu, cuda or cuda:0 to cuda:{gpus - 1}, got {name!r}")
     return torch.device(name)
-
-
-def make_generator(seed: int, purpose: str) -> torch.Generator:
-    """A generator on the CPU for one purpose."""
-    return torch.Generator().manual_seed(derive_seed(seed, purpose))

@@ -1,71 +1,99 @@
-"""Losses stay on the device; they are read every few steps, because each reading waits for the device."""
+"""Losses stay on the device; they are read now and then, because each reading waits for the device."""
 
 import math
 import time
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from dogo_fast import DoGoLossOutput
 from dogo_fast.errors import DivergedError
+from dogo_fast.training.step import Meters
 
-READ_EVERY = 10
-"""Steps."""
+clock = time.perf_counter
+
+READ_EVERY = 50
+"""Steps between two readings on a GPU; on a CPU reading is free, and every step is read."""
 
 
 class EpochMetrics:
-    """Collects the losses of one epoch: add each step, read the means at the end.
+    """What an epoch's row is made of.
 
     Args:
+        meters: of the step; its sums are set to zero.
         epoch: from 1.
-        first_step: the number of this epoch's first step in the run, from 1.
     """
 
-    def __init__(self, epoch: int, first_step: int) -> None:
-        self.epoch = epoch
-        self.next_step = first_step
-        self.pending: list[Tensor] = []
-        self.rows: list[list[float]] = []
-        self.start = time.perf_counter()
+    def __init__(self, meters: Meters, epoch: int) -> None:
+        self.meters, self.epoch = meters, epoch
+        self.meters.sums.zero_()
+        self.steps = self.images = 0
+        self.seconds = self.waited = 0.0
+        self.start = clock()
+        self._read_steps, self._read_sums = 0, [0.0] * len(meters.names)
 
-    def add(self, output: DoGoLossOutput) -> bool:
-        """Keep the losses of one step; true if they were read just now.
+    def add(self, images: int, waited: float) -> None:
+        """Count one step over so many images that waited so many seconds for its batch."""
+        self.steps += 1
+        self.images += images
+        self.waited += waited
+
+    def read(self) -> dict[str, float]:
+        """Mean losses of the steps since the last reading.
 
         Raises:
-            DivergedError: one of the steps since the last reading had a loss that is not finite.
+            DivergedError: one of the steps of the run had a loss that is not finite; the message names the first.
         """
-        self.pending.append(torch.stack(output).detach())
-        if len(self.pending) == READ_EVERY:
-            self._read()
-        return not self.pending
+        bad = int(self.meters.first_bad)
+        if bad:
+            values = zip(self.meters.names, self.meters.bad_losses.tolist(), strict=True)
+            losses = ", ".join(f"{name} {value:g}" for name, value in values)
+            raise DivergedError(
+                f"the loss is not finite at step {bad} (epoch {self.epoch}): {losses}; "
+                "a lower --learning-rate or higher temperatures may help"
+            )
+        sums = self.meters.sums.tolist()
+        steps = max(1, self.steps - self._read_steps)
+        means = [(now - before) / steps for now, before in zip(sums, self._read_sums, strict=True)]
+        self._read_steps, self._read_sums = self.steps, sums
+        return dict(zip(self.meters.names, means, strict=True))
 
-    def latest(self) -> dict[str, float]:
-        """The losses of the step read last, by name."""
-        return dict(zip(DoGoLossOutput._fields, self.rows[-1], strict=True))
+    def wait_share(self) -> float:
+        """Share of the time so far that was spent waiting for data, 0 … 1."""
+        return self.waited / max(self.elapsed(), 1e-9)
 
-    def finish(self, images: int, learning_rate: float) -> dict[str, float]:
-        """A row of metrics.csv: the mean losses, and the pace over ``images`` images (each seen in four views)."""
-        self._read()
-        seconds = time.perf_counter() - self.start
-        means = [math.fsum(column) / len(self.rows) for column in zip(*self.rows, strict=True)]
+    def elapsed(self) -> float:
+        """Seconds, those before an interruption included."""
+        return self.seconds + clock() - self.start
+
+    def row(self, learning_rates: tuple[float, float]) -> dict[str, float]:
+        """A row of metrics.csv: mean losses over the epoch, the pace over its images (each seen in four views), the
+        learning rates of the epoch's first step."""
+        self.read()
+        seconds = self.elapsed()
+        means = [value / max(1, self.steps) for value in self.meters.sums.tolist()]
+        assert all(map(math.isfinite, means))
         return {
             "epoch": self.epoch,
-            **dict(zip(DoGoLossOutput._fields, means, strict=True)),
-            "images_per_second": images / seconds,
-            "learning_rate": learning_rate,
+            **dict(zip(self.meters.names, means, strict=True)),
+            "images_per_second": self.images / seconds,
+            "data_wait": self.waited / seconds,
+            "learning_rate_1": learning_rates[0],
+            "learning_rate_2": learning_rates[1],
             "seconds": seconds,
         }
 
-    def _read(self) -> None:
-        if not self.pending:
-            return
-        for row in torch.stack(self.pending).tolist():
-            if not all(map(math.isfinite, row)):
-                losses = ", ".join(f"{name} {value:g}" for name, value in zip(DoGoLossOutput._fields, row, strict=True))
-                raise DivergedError(
-                    f"the loss is not finite at step {self.next_step} (epoch {self.epoch}): {losses}; "
-                    "a lower --learning-rate or higher temperatures may help"
-                )
-            self.rows.append(row)
-            self.next_step += 1
-        self.pending.clear()
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint in the middle of the epoch."""
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "images": self.images,
+            "waited": self.waited,
+            "seconds": self.elapsed(),
+            "sums": self.meters.sums.cpu().clone(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.steps, self.images = state["steps"], state["images"]
+        self.waited, self.seconds = state["waited"], state["seconds"]
+        self.meters.sums.copy_(state["sums"])
+        self._read_steps, self._read_sums = self.steps, self.meters.sums.tolist()

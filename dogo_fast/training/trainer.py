@@ -1,122 +1,381 @@
-"""The main job: two peers, one loop."""
+"""The loop around the step: epochs, metrics, checkpoints, and an end at any moment without loss."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from dogo_fast import DoGoLoss
-from dogo_fast.augment import VIEW_RECIPES, ViewRecipe, make_views
-from dogo_fast.data import DataSet, Loader, load_data_set
-from dogo_fast.errors import DivergedError
-from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
+from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
+from dogo_fast.data import Batch, DataSet, ImageSource, make_loader
+from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.ops.backend import resolve_backend
-from dogo_fast.peers import Peer
+from dogo_fast.peers import build_peer
 from dogo_fast.philox import derive_seed
-from dogo_fast.training.config import PretrainConfig, make_generator
-from dogo_fast.training.metrics import EpochMetrics
+from dogo_fast.training.config import FREE_ON_RESUME, PRECISIONS, PretrainConfig
+from dogo_fast.training.interrupt import Interrupt
+from dogo_fast.training.log import Logger, check_installed, open_loggers
+from dogo_fast.training.metrics import READ_EVERY, EpochMetrics, clock
+from dogo_fast.training.objectives import Objective
+from dogo_fast.training.optimisers import build_optimiser, learning_rate_factor
 from dogo_fast.training.run_folder import RunFolder
+from dogo_fast.training.step import StepSettings, TrainingStep
+
+VIEWS = 4
+"""Two of each peer."""
+SMALL_PHOTOGRAPH = 64
+"""Pixels: larger images get SimCLR's recipe for ImageNet, with blur, the others that for CIFAR-10."""
 
 
-@dataclass(frozen=True)
-class PeerResult:
-    """One peer's scores, as a new network and after training."""
+class Trainer:
+    """Trains two peers together; ten lines of a notebook are enough.
 
-    name: str
-    untrained: Scores
-    trained: Scores
+    Args:
+        backbones: two names (see ``dogo_fast.peers``) or any modules that map [N, 3, S, S] to [N, features].
+        data: images uint8 [N, 3, H, W], a data set, or a source of images to stream.
+        config: the settings; or give them as ``options``, the fields of ``PretrainConfig``, by name.
 
+    Attributes: ``peers``, ``backbones`` (trained in place), ``history`` (a row of metrics per epoch), ``steps`` (done).
 
-def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
-    """Train both peers as configured, evaluate them, and leave everything in the run folder.
+    Example::
+
+        trainer = Trainer(("resnet18", my_network), images, epochs=100, batch_size=256)
+        history = trainer.fit()
+        features = trainer.backbones[1](batch)
+
+    With ``out=DIR`` metrics, checkpoints and weights are written there; otherwise nothing is.
 
     Raises:
-        UserError: something in the configuration or the data files; nothing has been written then.
-        DivergedError: a loss that is not finite; the metrics of the epochs before are kept.
-        KeyboardInterrupt: the same; its message says where.
+        UserError, pydantic.ValidationError: a setting that is not allowed.
+        ValueError: a backbone that does not give features.
     """
-    config = config.resolve()
-    assert config.out is not None
-    device = torch.device(config.device)
-    data = load_data_set(config.data, config.data_dir).to(device)
-    loader = Loader(data.train.images, config.batch_size, make_generator(config.seed, "order"))
-    resolve_backend("auto", (data.train.images,))  # kernels to compile are compiled before the clock runs
-    folder = RunFolder(config.out)
-    folder.write_config(config)
-    print(
-        f"{data.name}: {len(data.train)} training and {len(data.test)} test images; "
-        f"peers {config.peers} on {config.device}; results in {folder.path}",
-        flush=True,
-    )
-    try:
-        named = enumerate(config.peer_names, 1)
-        peers = [build_peer(name, data.image_size, config.seed, number).to(device) for number, name in named]
-        untrained = [
-            evaluate(evaluate_untrained, peer, data, number, "untrained") for number, peer in enumerate(peers, 1)
+
+    def __init__(
+        self,
+        backbones: Sequence[str | nn.Module],
+        data: Tensor | DataSet | ImageSource,
+        config: PretrainConfig | None = None,
+        **options: Any,
+    ) -> None:
+        if len(backbones) != 2:
+            raise ValueError(f"backbones must be two, got {len(backbones)}")
+        if config is not None and options:
+            raise ValueError(f"options must not be given beside config, got {', '.join(options)}")
+        given = config or PretrainConfig(**options)
+        out = given.out
+        names = tuple(name if isinstance(name, str) else type(name).__name__ for name in backbones)
+        self.config = given.resolve().model_copy(update={"out": out, "peers": names})
+        check_installed(self.config.tensorboard, self.config.wandb)
+        self.device = torch.device(self.config.device)
+        self.data = _as_data_set(data).to(self.device)
+        self.loader = make_loader(
+            self.data.pretraining,
+            self.config.batch_size,
+            derive_seed(self.config.seed, "order"),
+            self.device,
+            self.config.workers,
+        )
+        self.step = self._build_step(backbones)
+        self.peers = self.step.peers
+        self.history: list[dict[str, float]] = []
+        self.notes: dict[str, Any] = {}
+        self.steps = 0
+        self.epoch, self.position = 1, 0
+        self._random: dict[str, Tensor] | None = None
+        self._partial: dict[str, Any] | None = None
+
+    @property
+    def backbones(self) -> tuple[nn.Module, nn.Module]:
+        """The two networks without their heads."""
+        first, second = (peer.backbone for peer in self.peers)
+        return first, second
+
+    def _build_step(self, backbones: Sequence[str | nn.Module]) -> TrainingStep:
+        config, size = self.config, self.data.image_size
+        dtype = PRECISIONS[config.precision]
+        recipe = choose_recipe(config.recipe, self.data)
+        augmentation = Augmentation(
+            [recipe] * VIEWS,
+            (size, size),
+            derive_seed(config.seed, "views"),
+            mean=self.data.mean,
+            deviation=self.data.deviation,
+            dtype=dtype,
+            device=self.device,
+        )
+        peers = [
+            build_peer(backbone, size, config.seed, number, method).to(self.device).train()
+            for number, (backbone, method) in enumerate(zip(backbones, config.method, strict=True), 1)
         ]
-        train(peers, loader, VIEW_RECIPES[data.name], config, folder)
-        trained = [evaluate(evaluate_features, peer, data, number, "trained") for number, peer in enumerate(peers, 1)]
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what was finished is in {folder.path}") from None
-    first, second = (PeerResult(*result) for result in zip(config.peer_names, untrained, trained, strict=True))
-    folder.write_json("results.json", {"peer_1": asdict(first), "peer_2": asdict(second)})
-    return first, second
+        optimisers = [
+            build_optimiser(
+                config.optimiser[number],
+                peer.parameters(),
+                learning_rate=config.learning_rate[number],
+                weight_decay=config.weight_decay[number],
+                momentum=config.momentum[number],
+                device=self.device,
+            )
+            for number, peer in enumerate(peers)
+        ]
+        objective = Objective(
+            config.method, config.kd_weight, config.temperature, config.kd_temperature, config.kl_reduction
+        )
+        images = self.data.pretraining
+        if not isinstance(images, Tensor):
+            images = torch.zeros(config.batch_size, 3, size, size, dtype=torch.uint8, device=self.device)
+        settings = StepSettings(dtype, config.accumulate, config.clip_norm, config.compile)
+        return TrainingStep(peers, optimisers, objective, augmentation, images, config.batch_size, settings)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def fit(self, folder: RunFolder | None = None) -> list[dict[str, float]]:
+        """Train to the last epoch, from wherever the trainer stands; returns ``history``.
+
+        Args:
+            folder: where to write; None means that of ``config.out``, if there is one.
+
+        Raises:
+            DivergedError: a loss that is not finite; checkpoints and metrics from before are kept.
+            RunInterrupted: SIGTERM or SIGINT; the step was finished and everything is saved.
+            UserError: a folder that cannot be written, or too many damaged images.
+        """
+        if folder is None and self.config.out is not None:
+            folder = RunFolder(self.config.out)
+            folder.write_config(self.config)
+        if folder is not None and self.history:
+            folder.write_metrics(self.history)  # an interrupted run may have died before it did
+        resolve_backend(
+            "auto", (self.step.augmentation.table,)
+        )  # what is to be compiled is compiled before the clock runs
+        with Interrupt() as interrupt, self._own_random_numbers(), self._progress_bar() as bar:
+            loggers = self._open_loggers(folder)
+            try:
+                while self.epoch <= self.config.epochs:
+                    self._train_epoch(folder, interrupt, bar, loggers)
+            finally:
+                for logger in loggers:
+                    logger.close()
+        if folder is not None:
+            self._write_weights(folder)
+        return self.history
+
+    def _train_epoch(
+        self, folder: RunFolder | None, interrupt: Interrupt, bar: "tqdm[Any]", loggers: Sequence[Logger]
+    ) -> None:
+        """The rest of the current epoch."""
+        metrics = EpochMetrics(self.step.meters, self.epoch)
+        if self._partial is not None:
+            metrics.load(self._partial)
+            self._partial = None
+        self.step.augmentation.epoch.fill_(self.epoch)
+        bar.set_description(f"epoch {self.epoch}/{self.config.epochs}", refresh=False)
+        batches = self.loader.epoch(self.epoch, self.position)
+        start = clock()
+        for batch in batches:
+            waited = clock() - start
+            self._train_batch(batch)
+            metrics.add(len(batch.rows), waited)
+            bar.update(len(batch.rows))
+            if metrics.steps % (READ_EVERY if self.device.type == "cuda" else 1) == 0:
+                losses = metrics.read()
+                shown = f"loss {losses['loss_1']:.3f} + {losses['loss_2']:.3f}, data wait {metrics.wait_share():.0%}"
+                bar.set_postfix_str(shown, refresh=False)
+            if interrupt.asked and metrics.steps < len(self.loader):
+                self._stop(folder, interrupt, metrics)
+            start = clock()
+        self._finish_epoch(metrics, folder, loggers)
+        if interrupt.asked and self.epoch <= self.config.epochs:
+            self._stop(folder, interrupt, None)
+
+    def _train_batch(self, batch: Batch) -> None:
+        if self.device.type == "cuda" and self.config.graph and not self._capture_tried:
+            self._capture_tried = True
+            self.step.capture(batch)
+        self.step(batch, self._learning_rates())
+        self.steps += 1
+        self.position = batch.position
+
+    _capture_tried = False
+
+    def _learning_rates(self) -> tuple[float, float]:
+        """Of the next step."""
+        config, steps = self.config, len(self.loader)
+        warmup = round(config.warmup_epochs * steps)
+        factor = learning_rate_factor(self.steps, config.epochs * steps, warmup, config.schedule)
+        first, second = config.learning_rate
+        return first * factor, second * factor
+
+    def _finish_epoch(self, metrics: EpochMetrics, folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
+        steps = self.steps
+        self.steps -= metrics.steps
+        rates = self._learning_rates()
+        self.steps = steps
+        row = metrics.row(rates)
+        self._check_weights()
+        self.history.append(row)
+        self.epoch, self.position = self.epoch + 1, 0
+        if folder is not None:
+            self.save(folder)
+            folder.write_metrics(self.history)
+        for logger in loggers:
+            logger.write(row, self.steps)
+
+    def _stop(self, folder: RunFolder | None, interrupt: Interrupt, metrics: EpochMetrics | None) -> None:
+        """Save, and say how to go on."""
+        if metrics is not None:
+            metrics.read()
+            self._check_weights()
+            self._partial = metrics.state()
+        what = f"stopped by {interrupt.asked} after step {self.steps} (epoch {min(self.epoch, self.config.epochs)})"
+        if folder is None:
+            raise RunInterrupted(f"{what}; fit() goes on from here")
+        path = self.save(folder)
+        raise RunInterrupted(f"{what}; saved. To go on: dogo-fast pretrain --resume {path}")
+
+    def _check_weights(self) -> None:
+        """The last losses were of the weights before the last step.
+
+        Raises:
+            DivergedError: a weight that is not finite.
+        """
+        parameters = [parameter.detach() for peer in self.peers for parameter in peer.parameters()]
+        if not torch.stack(torch._foreach_norm(parameters, torch.inf)).isfinite().all():
+            raise DivergedError(
+                f"the weights are not finite after step {self.steps} (epoch {self.epoch}); "
+                "a lower --learning-rate may help"
+            )
+
+    def _write_weights(self, folder: RunFolder) -> None:
+        about = {
+            "image_size": str(self.data.image_size),
+            "mean": str(list(self.data.mean)),
+            "deviation": str(list(self.data.deviation)),
+        }
+        for number, (name, peer) in enumerate(zip(self.config.peers, self.peers, strict=True), 1):
+            folder.write_peer(number, name, peer, about)
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, folder: RunFolder) -> Path:
+        """Write a checkpoint of everything that the rest of the run depends on.
+
+        Raises:
+            UserError: it cannot be written; earlier ones are untouched.
+        """
+        return folder.checkpoints.save(self.state(), self.config.save_every * len(self.loader))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "step": self.steps,
+            "epoch": self.epoch,
+            "position": self.position,
+            "partial": self._partial,
+            "history": self.history,
+            "notes": self.notes,
+            "peers": [peer.state_dict() for peer in self.peers],
+            "optimisers": [optimiser.state_dict() for optimiser in self.step.optimisers],
+            "scaler": self.step.scaler.state_dict(),
+            "random": _random_state(self.device),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's content; the trajectory is that of the run that wrote it.
+
+        Raises:
+            UserError: settings that differ from that run's and would change the trajectory.
+        """
+        self._check_same_run(state["config"])
+        for peer, weights in zip(self.peers, state["peers"], strict=True):
+            peer.load_state_dict(weights)
+        for optimiser, saved in zip(self.step.optimisers, state["optimisers"], strict=True):
+            _load_optimiser(optimiser, saved)
+        self.step.scaler.load_state_dict(state["scaler"])
+        self.step.graph, self._capture_tried = None, False  # it reads optimiser states that are gone
+        self.steps, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.step.meters.step.fill_(self.steps)
+        self.history, self.notes = list(state["history"]), dict(state["notes"])
+        self._partial, self._random = state["partial"], state["random"]
+
+    def _check_same_run(self, saved: dict[str, Any]) -> None:
+        for key, value in self.config.model_dump(mode="json").items():
+            if key not in FREE_ON_RESUME and value != saved.get(key):
+                option = key.replace("_", "-")
+                raise UserError(f"--{option} must be {saved.get(key)!r}, as in the run that is resumed, got {value!r}")
+
+    # ----------------------------------------------------------------------------------------------------- helpers
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Networks that draw (dropout) draw the same in every run of a seed, and leave other people's draws alone."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            if self._random is None:
+                torch.manual_seed(derive_seed(self.config.seed, "networks"))
+            else:
+                torch.set_rng_state(self._random["cpu"])
+                if self.device.type == "cuda" and "cuda" in self._random:
+                    torch.cuda.set_rng_state(self._random["cuda"], self.device)
+            try:
+                yield
+            finally:
+                self._random = _random_state(self.device)
+
+    def _open_loggers(self, folder: RunFolder | None) -> Sequence[Logger]:
+        if folder is None:
+            return []
+        config = self.config
+        return open_loggers(
+            folder.path, config.tensorboard, config.wandb, config.model_dump(mode="json"), self.steps + 1
+        )
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        """On a terminal lively, in a log file a line now and then."""
+        interval = 0.2 if sys.stderr.isatty() else 30.0
+        each = len(self.loader) * self.config.batch_size
+        return tqdm(
+            total=self.config.epochs * each,
+            initial=self.steps * self.config.batch_size,
+            unit=" images",
+            mininterval=interval,
+            dynamic_ncols=True,
+        )
 
 
-def evaluate(
-    measure: Callable[[nn.Module, DataSet], Scores], peer: Peer, data: DataSet, number: int, state: str
-) -> Scores:
-    """Both measures of a peer, announced before and told after: on a CPU and 60 000 images they take minutes."""
-    print(f"evaluating peer {number} ({peer.name}), {state}: k-NN and linear probe ...", end=" ", flush=True)
-    scores = measure(peer.backbone, data)
-    print(f"{100 * scores.knn:.1f} %, {100 * scores.linear:.1f} %", flush=True)
-    return scores
+def choose_recipe(recipe: str | ViewRecipe, data: DataSet) -> ViewRecipe:
+    """The recipe itself, or the one of that name; ``"auto"`` is the one for the data set."""
+    if isinstance(recipe, ViewRecipe):
+        return recipe
+    if recipe == "auto":
+        recipe = "cifar" if data.image_size <= SMALL_PHOTOGRAPH else "simclr"
+        recipe = data.name if data.name in VIEW_RECIPES else recipe
+    return VIEW_RECIPES[recipe]
 
 
-def build_peer(name: str, image_size: int, seed: int, number: int) -> Peer:
-    """Peer 1 or 2 with initial weights that depend on its own name, number and the seed only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, f"peer {number}"))
-        return Peer(name, image_size).to(memory_format=torch.channels_last)
+def _as_data_set(data: Tensor | DataSet | ImageSource) -> DataSet:
+    if isinstance(data, DataSet):
+        return data
+    if isinstance(data, Tensor) and (data.dtype != torch.uint8 or data.dim() != 4 or data.shape[1] != 3):
+        raise ValueError(f"data must be images uint8 [N, 3, H, W], got {data.dtype} {tuple(data.shape)}")
+    if isinstance(data, Tensor) and data.shape[2] != data.shape[3]:
+        raise ValueError(f"data must be square images, got {tuple(data.shape)}")
+    return DataSet("images", data, None, None, ())
 
 
-def train(peers: list[Peer], loader: Loader, recipe: ViewRecipe, config: PretrainConfig, folder: RunFolder) -> None:
-    """The loop over both peers. Each draws its own two views of every image and learns from its own loss."""
-    criterion = DoGoLoss(config.temperature, config.kd_temperature, kd_weight=config.kd_weight)
-    both = nn.ModuleList(peers).train()
-    optimiser = torch.optim.Adam(both.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.epochs * len(loader))
-    generator = make_generator(config.seed, "views")
-    history: list[dict[str, float]] = []
-    with _progress_bar(config.epochs * len(loader) * loader.batch_size) as bar:
-        for epoch in range(1, config.epochs + 1):
-            metrics = EpochMetrics(epoch, first_step=(epoch - 1) * len(loader) + 1)
-            learning_rate = float(schedule.get_last_lr()[0])
-            for images in loader:
-                pairs = [peer(make_views(images.repeat(2, 1, 1, 1), recipe, generator)).chunk(2) for peer in peers]
-                output = criterion(*pairs)
-                optimiser.zero_grad()
-                output.loss.backward()
-                optimiser.step()
-                schedule.step()
-                bar.update(len(images))
-                if metrics.add(output):
-                    losses = metrics.latest()
-                    bar.set_postfix_str(f"loss {losses['loss_1']:.3f} + {losses['loss_2']:.3f}", refresh=False)
-            history.append(metrics.finish(len(loader) * loader.batch_size, learning_rate))
-            folder.write_metrics(history)
-            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
-    # the last losses were of the weights before the last step
-    if not all(parameter.isfinite().all() for parameter in both.parameters()):
-        raise DivergedError("the weights are not finite after the last step; a lower --learning-rate may help")
-    for number, peer in enumerate(peers, 1):
-        folder.write_peer(number, peer)
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state if device.type == "cpu" else state | {"cuda": torch.cuda.get_rng_state(device)}
 
 
-def _progress_bar(images: int) -> "tqdm[None]":
-    """On a terminal lively, in a log file a line now and then."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(total=images, unit=" images", mininterval=interval, dynamic_ncols=True)
+def _load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load, but keep the learning rates' tensors, which lie on the device."""
+    rates = [group["lr"] for group in optimiser.param_groups]
+    optimiser.load_state_dict(state)
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        rate.copy_(torch.as_tensor(group["lr"]))
+        group["lr"] = rate

@@ -1,0 +1,201 @@
+"""Decoding the images of a source, in worker processes or here, and keeping account of the damaged ones."""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
+
+from dogo_fast.data.source import ImageSource
+from dogo_fast.errors import DamagedImageError, UserError
+
+LOG = logging.getLogger("dogo_fast")
+CHUNK = 128
+MOST_DAMAGED = 1
+"""The percentage of damaged images above which a run stops."""
+NAMED = 3
+"""Damaged images named in the error."""
+DEAD_WORKER = r"DataLoader worker \(pid|Pin memory thread exited"
+"""In the messages of PyTorch's errors."""
+Item = TypeVar("Item")
+
+
+class Chunk(NamedTuple):
+    """What became of the images of one task."""
+
+    images: Tensor
+    """uint8 [V, 3, H, W], the valid ones."""
+    valid: Tensor
+    """int64 [V], their places in the task."""
+    damaged: list[tuple[int, str, str]]
+    """Of the others place, name and reason."""
+
+
+class DamageLog:
+    """The damaged images of a source of ``count``: each is logged once; above 1 % it raises UserError."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.damaged: dict[int, str] = {}
+
+    def record(self, index: int, name: str, reason: str) -> None:
+        if index in self.damaged:
+            return
+        self.damaged[index] = name
+        LOG.warning("skipped a damaged image: %s (%s)", name, reason)
+        if 100 * len(self.damaged) > MOST_DAMAGED * self.count:
+            names = ", ".join(list(self.damaged.values())[:NAMED])
+            more = ", ..." if len(self.damaged) > NAMED else ""
+            raise UserError(
+                f"more than {MOST_DAMAGED} % of the images are damaged: {len(self.damaged)} of {self.count} so "
+                f"far: {names}{more} (the last because of {reason})"
+            )
+
+
+class _ChunkReader(Dataset[Tensor]):
+    """Decodes a chunk at a time for a DataLoader, which gives it the numbers of the images."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __getitems__(self, indices: list[int]) -> Chunk:
+        images, valid, damaged = [], [], []
+        for place, index in enumerate(indices):
+            try:
+                images.append(self.source.read(index))
+                valid.append(place)
+            except DamagedImageError as error:
+                damaged.append((place, error.name, error.reason))
+        size = self.source.size
+        # default_collate writes into shared memory where it runs in a worker
+        stack = default_collate(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return Chunk(stack, torch.tensor(valid, dtype=torch.int64), damaged)
+
+
+def chunk_loader(
+    source: ImageSource, tasks: Iterable[list[int]], workers: int, device: torch.device, *, persistent: bool = False
+) -> "DataLoader[Any]":
+    """A DataLoader of a ``Chunk`` per task, in order: pinned for a GPU, no generator but its own drawn from."""
+    return DataLoader(
+        _ChunkReader(source),
+        batch_sampler=tasks,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=device.type == "cuda",
+        persistent_workers=persistent and workers > 0,
+        generator=torch.Generator(),  # else every epoch would advance PyTorch's global one
+    )
+
+
+def _unchanged(chunk: Any) -> Any:
+    return chunk
+
+
+def run_loader(loader: "DataLoader[Any]") -> Iterator[Chunk]:
+    """One run over a ``chunk_loader``.
+
+    PyTorch would raise an error in whatever the main thread does at the moment in which a worker dies, and again in
+    the error's own handling. Here only asking for the next chunk fails, within 5 seconds.
+    """
+    iterator: Any = iter(loader)
+    if getattr(iterator, "_worker_pids_set", False):
+        signals: Any = signal_handling
+        signals._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    return iter(iterator)
+
+
+def explain_dead_workers(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; a worker that died is a UserError instead of what PyTorch or the broken pipe raise."""
+    try:
+        yield from items
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, RuntimeError) and not re.search(DEAD_WORKER, message):
+            raise
+        raise UserError(
+            f"a worker process that decodes images died ({message}): "
+            "if it ran out of memory or of /dev/shm, fewer --workers need less"
+        ) from None
+
+
+def copy_ahead(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The same tensors on ``device``; on a GPU each is copied on a stream of its own while the one before is used."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield tuple(tensor.to(device) for tensor in batch)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: tuple[tuple[Tensor, ...], torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+            event = stream.record_event()
+        if ahead is not None:
+            yield _take_over(*ahead)
+        ahead = copied, event
+    if ahead is not None:
+        yield _take_over(*ahead)
+
+
+def _take_over(tensors: tuple[Tensor, ...], event: torch.cuda.Event) -> tuple[Tensor, ...]:
+    """Have the current stream wait for the copy, and the memory for the current stream before it is used again."""
+    current = torch.cuda.current_stream(tensors[0].device)
+    current.wait_event(event)
+    for tensor in tensors:
+        tensor.record_stream(current)
+    return tensors
+
+
+def decode_all(source: ImageSource, workers: int) -> tuple[Tensor, Tensor]:
+    """All valid images uint8 [V, 3, H, W] of a source, and their numbers int64 [V].
+
+    Raises:
+        UserError: more than 1 % are damaged, or a worker died.
+    """
+    count, size = len(source), source.size
+    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    numbers: list[Tensor] = []
+    filled = 0
+    damage = DamageLog(count)
+    tasks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
+    chunks = explain_dead_workers(run_loader(chunk_loader(source, tasks, workers, torch.device("cpu"))))
+    for task, chunk in zip(tasks, chunks, strict=True):
+        for place, name, reason in chunk.damaged:
+            damage.record(task[place], name, reason)
+        images[filled : filled + len(chunk.images)] = chunk.images
+        filled += len(chunk.images)
+        numbers.append(task[0] + chunk.valid)
+    if damage.damaged:
+        LOG.warning("%d of %d images are damaged and left out", len(damage.damaged), count)
+    return images[:filled], torch.cat(numbers)
+
+
+def batches_in_order(
+    images: Tensor | ImageSource, batch_size: int, device: torch.device, workers: int = 0
+) -> Iterator[Tensor]:
+    """All images in order as uint8 [B, 3, H, W] on ``device``, the last batch with what is left.
+
+    Raises:
+        UserError: a damaged image, since none may be left out here, or a worker that died.
+    """
+    if isinstance(images, Tensor):
+        for batch in images.split(batch_size):
+            yield batch.to(device)
+        return
+    count = len(images)
+    tasks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    chunks = explain_dead_workers(run_loader(chunk_loader(images, tasks, workers, device)))
+    for (batch,) in copy_ahead(map(_whole, chunks), device):
+        yield batch
+
+
+def _whole(chunk: Chunk) -> tuple[Tensor]:
+    if chunk.damaged:
+        _, name, reason = chunk.damaged[0]
+        raise UserError(f"the image {name} is damaged ({reason}), and an evaluation needs every image: remove it")
+    return (chunk.images,)

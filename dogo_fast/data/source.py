@@ -1,0 +1,223 @@
+"""Images that are decoded when they are asked for: from files, from tensors, from any map-style data set."""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dogo_fast.data.pixels import decode, fit, open_file
+from dogo_fast.errors import DamagedImageError, UserError
+
+LOG = logging.getLogger("dogo_fast")
+
+IMAGE_KEYS = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "jpeg", "png", "webp")
+LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "category", "coarse_label")
+LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
+"""Where torchvision's data sets keep all labels, so that none needs an image decoded."""
+SAMPLE_ATTRIBUTES = ("samples", "_samples")
+"""The same for those that keep pairs of a path and a label."""
+TRIES = 100
+"""Items looked at for one that is not damaged, to learn how a data set is laid out."""
+
+
+class ImageSource(ABC):
+    """Numbered images, decoded one at a time; to be pickled into worker processes.
+
+    ``size`` is the side of every image in pixels, ``labels`` int64 [N] or None.
+    """
+
+    size: int
+    labels: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """An image uint8 [3, size, size]: the shorter side resized to ``size``, then the middle.
+
+        Raises:
+            DamagedImageError: it cannot be decoded.
+        """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call the image in messages."""
+
+
+class DecodingSource(ImageSource):
+    """A source that is made of how to decode an image at whatever size it is."""
+
+    @abstractmethod
+    def decode(self, index: int) -> Tensor:
+        """An image uint8 [3, H, W]. Raises anything if it cannot be decoded."""
+
+    def read(self, index: int) -> Tensor:
+        try:
+            return fit(self.decode(index), self.size)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise errors of every kind on damaged bytes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DamagedImageError(self.name(index), reason) from None
+
+
+class FileSource(DecodingSource):
+    """Image files of any kind that Pillow reads, in order. EXIF orientation is ignored."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], labels: Tensor | None, size: int) -> None:
+        names = [os.fsencode(path) for path in paths]
+        # two objects instead of a million: forked workers would copy these one after the other
+        self._names = b"".join(names)
+        self._ends = np.cumsum([0, *map(len, names)])
+        self.labels = labels
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+
+    def decode(self, index: int) -> Tensor:
+        return decode(open_file(self.name(index)))
+
+
+class TensorSource(DecodingSource):
+    """Images uint8 [N, 3, H, W] in memory, to be resized or streamed all the same."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None, size: int) -> None:
+        self.images = images
+        self.labels = labels
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def decode(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+class MapSource(DecodingSource):
+    """The adapter for any map-style data set: ``len()`` and ``data_set[index]``.
+
+    Args:
+        data_set: its items are images, ``(image, label)`` pairs as torchvision's, or dictionaries as Hugging Face's.
+            Images as ``pixels.decode`` takes them.
+        size: side of the images read, pixels.
+        image_key, label_key: where they are in a dictionary; found if they have a usual name.
+
+    ``first`` is the number of the first item that can be read. ``labels`` is None where items have none, where they
+    are negative or missing (a hidden test split) and, with a warning, where they are not whole numbers.
+
+    Raises:
+        UserError: no key is one of an image, a key that is not there, or not one of the first 100 items can be read.
+    """
+
+    def __init__(self, data_set: Any, size: int, image_key: str | None = None, label_key: str | None = None) -> None:
+        self.data_set = data_set
+        self.size = size
+        self.first, item = self._first_item()
+        keys = [str(key) for key in item] if isinstance(item, Mapping) else []
+        self.image_key = _find_key(keys, image_key, IMAGE_KEYS, "image") if keys else None
+        self.label_key = _find_key(keys, label_key, LABEL_KEYS, "label") if keys else None
+        self.labels = self._read_labels(item)
+
+    def __len__(self) -> int:
+        return len(self.data_set)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def decode(self, index: int) -> Tensor:
+        return decode(self._parts(self.data_set[index])[0])
+
+    def _first_item(self) -> tuple[int, Any]:
+        """The first item that can be read, and its number."""
+        reason = "it is empty"
+        for index in range(min(TRIES, len(self.data_set))):
+            try:
+                item = self.data_set[index]
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+            else:
+                return index, item
+        raise UserError(f"no image of the data set can be read: {reason}")
+
+    def _parts(self, item: Any) -> tuple[Any, Any]:
+        """Image and label; None for a label that is not there."""
+        if isinstance(item, Mapping) and self.image_key is not None:
+            return item[self.image_key], None if self.label_key is None else item[self.label_key]
+        if isinstance(item, tuple | list):
+            return item[0], item[1] if len(item) > 1 else None
+        return item, None
+
+    def _read_labels(self, item: Any) -> Tensor | None:
+        label = self._parts(item)[1]
+        if label is None:
+            return None
+        if not _is_whole(label):
+            LOG.warning("labels of type %s are not whole numbers: the images count as unlabelled", type(label).__name__)
+            return None
+        for labels in self._candidates():
+            # the attribute counts only if it says what the items say
+            if labels is not None and len(labels) == len(self) and labels[self.first] == int(label):
+                break
+        else:
+            labels = np.array([self._label(index) for index in range(len(self))], dtype=np.int64)
+        return torch.from_numpy(labels) if labels.min() >= 0 else None
+
+    def _candidates(self) -> Iterator[np.ndarray[Any, np.dtype[np.int64]] | None]:
+        """All labels at once, from where they may be kept."""
+        if self.label_key is not None and hasattr(self.data_set, "column_names"):
+            yield _whole_array(self.data_set[self.label_key])
+        for attribute in LABEL_ATTRIBUTES:
+            yield _whole_array(getattr(self.data_set, attribute, None))
+        for attribute in SAMPLE_ATTRIBUTES:
+            samples = getattr(self.data_set, attribute, None)
+            if isinstance(samples, list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in samples):
+                yield _whole_array([pair[1] for pair in samples])
+
+    def _label(self, index: int) -> int:
+        try:
+            label = self._parts(self.data_set[index])[1]
+        except Exception:
+            return 0  # a damaged image: it is never read, so neither is its label
+        return -1 if label is None else int(label)
+
+
+def _find_key(keys: list[str], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
+    if given is not None and given not in keys:
+        raise UserError(f"the data set has no key {given!r} for the {what}, only {', '.join(keys)}")
+    if given is not None:
+        return given
+    for wanted in usual:
+        for key in keys:
+            if key.lower() == wanted:
+                return key
+    if what == "image":
+        raise UserError(f"no key of the data set is an image's: got {', '.join(keys)}, looked for {', '.join(usual)}")
+    return None
+
+
+def _is_whole(label: Any) -> bool:
+    array = np.asarray(label)
+    return array.ndim == 0 and array.dtype.kind in "iu"
+
+
+def _whole_array(values: Any) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """Labels as int64 [N], a missing one as -1; None if they are anything else."""
+    try:
+        plain = values.tolist() if hasattr(values, "tolist") else values
+        array = np.asarray([-1 if value is None else value for value in plain])
+    except (TypeError, ValueError):
+        return None
+    return array.astype(np.int64) if array.ndim == 1 and array.dtype.kind in "iu" else None

@@ -1,0 +1,94 @@
+"""A sheet of views to look at: one row an image, first the image, then its views."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from dogo_fast.augment import Augmentation
+from dogo_fast.data import load_data_set
+from dogo_fast.errors import UserError
+from dogo_fast.philox import derive_seed
+from dogo_fast.training.config import Recipe, resolve_device
+from dogo_fast.training.trainer import VIEWS, choose_recipe
+
+MARGIN = 2
+"""Pixels between the pictures."""
+SMALLEST = 96
+"""Small pictures are enlarged to at least this side, without smoothing."""
+
+
+class SheetConfig(BaseModel):
+    """Save a sheet of views, to look at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("views.png")
+    """Where to save it; the ending says the format."""
+    data: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits"
+    """Data set, as in pretrain."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder that holds the data set's files."""
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = Field(
+        None, ge=4, le=4096
+    )
+    """As in pretrain."""
+    recipe: Recipe = "auto"
+    """As in pretrain."""
+    images: int = Field(8, ge=1, le=1000)
+    """How many images, the first of the data set."""
+    epochs: int = Field(2, ge=1, le=100)
+    """Of how many epochs to show the views: four each."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """A run with this seed sees these views."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to make them."""
+
+
+def save_sheet(config: SheetConfig) -> str:
+    """Make the sheet and write the file; returns a line that says what is where.
+
+    Raises:
+        UserError: an option that is not allowed, data that cannot be read, or a file that cannot be written.
+    """
+    device = resolve_device(config.device)
+    data = load_data_set(config.data, config.data_dir, image_size=config.image_size, residence="stream")
+    count = min(config.images, data.image_count)
+    if isinstance(data.pretraining, Tensor):
+        images = data.pretraining[:count]
+    else:
+        images = torch.stack([data.pretraining.read(index) for index in range(count)])
+    images = images.contiguous().to(device)
+    try:
+        recipe = choose_recipe(config.recipe, data)
+    except KeyError:
+        raise UserError(f"--recipe is not known, got {config.recipe!r}") from None
+    size = data.image_size
+    seed = derive_seed(config.seed, "views")
+    augmentation = Augmentation([recipe] * VIEWS, (size, size), seed, device=device)
+    indices = torch.arange(count, device=device)
+    columns = [images / 255]
+    for epoch in range(1, config.epochs + 1):
+        augmentation.epoch.fill_(epoch)
+        columns += list(augmentation(images, indices, indices))
+    picture = _arrange(torch.stack([column.cpu() for column in columns], dim=1))
+    try:
+        Image.fromarray(picture.numpy()).save(config.out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out must be a picture file that can be written here, got {config.out} ({error})") from None
+    views = VIEWS * config.epochs
+    return f"{config.out}: {count} images of {data.name}, each with {views} views ({VIEWS} an epoch, two of each peer)"
+
+
+def _arrange(pictures: Tensor) -> Tensor:
+    """uint8 [height, width, 3] of pictures [rows, columns, 3, S, S] in [0, 1], on white."""
+    scale = -(-SMALLEST // pictures.shape[-1])
+    pictures = pictures.repeat_interleave(scale, dim=3).repeat_interleave(scale, dim=4)
+    framed = torch.nn.functional.pad(pictures, (MARGIN,) * 4, value=1.0)
+    rows, columns, _, height, width = framed.shape
+    sheet = framed.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    return (sheet * 255).round().clamp(0, 255).to(torch.uint8)

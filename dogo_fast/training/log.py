@@ -1,0 +1,74 @@
+"""Where metrics go besides metrics.csv: TensorBoard and Weights & Biases, when asked for and installed."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dogo_fast.errors import UserError
+
+
+class Logger(Protocol):
+    """Takes the row of an epoch."""
+
+    def write(self, row: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardLogger:
+    """Scalars under RUN/tensorboard, by step; what an interrupted run wrote after its checkpoint is purged."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(self, row: dict[str, float], step: int) -> None:
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbLogger:
+    """A run named after the folder; resumed under the same identifier. wandb's own environment variables say where it
+    goes (WANDB_MODE=offline: nowhere)."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project="dogo_fast", id=folder.name, name=folder.name, dir=str(folder), config=config, resume="allow"
+        )
+
+    def write(self, row: dict[str, float], step: int) -> None:
+        self.run.log(row, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def check_installed(tensorboard: bool, wandb: bool) -> None:
+    """Refuse what was asked for and is not there.
+
+    Raises:
+        UserError: the message says how to install it.
+    """
+    for asked, name in ((tensorboard, "tensorboard"), (wandb, "wandb")):
+        if asked and importlib.util.find_spec(name) is None:
+            raise UserError(f"--{name} needs the package {name}, which is not installed: pip install {name}")
+
+
+def open_loggers(
+    folder: Path, tensorboard: bool, wandb: bool, config: dict[str, Any], first_step: int
+) -> Sequence[Logger]:
+    """What was asked for, checked already; the run goes on from ``first_step``."""
+    loggers: list[Logger] = []
+    if tensorboard:
+        loggers.append(TensorBoardLogger(folder, first_step))
+    if wandb:
+        loggers.append(WandbLogger(folder, config))
+    return loggers

@@ -1,0 +1,100 @@
+"""What each peer minimises: its own loss, SimCLR's or SimSiam's, plus the distillation from the other peer.
+
+    loss_p = own_p + w_p · KL(P_other ‖ P_p),  loss = loss_1 + loss_2
+
+    method of p    own_p                                       P_p as student from    P_p as teacher from
+    simclr         NT-Xent of the projections                  projections            projections
+    simsiam        negative cosine, predictions ↔ projections  predictions            projections
+
+A teacher is always held constant. Two SimCLR peers are one fused call; a weight of 0 leaves the distillation out, so
+that a peer's numbers are those of training it alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dogo_fast import functional
+from dogo_fast.peers import METHODS, PeerOutput
+
+OWN_LOSS = {"simclr": "nt_xent", "simsiam": "simsiam"}
+
+
+class Objective:
+    """The loss of both peers, and its parts: ``objective(outputs)``.
+
+    Args:
+        methods: of each peer, ``"simclr"`` or ``"simsiam"``.
+        kd_weights: w of each peer, ≥ 0.
+        temperature: τ of NT-Xent.
+        kd_temperature: T of the similarity distributions.
+        kl_reduction: ``"batchmean"``, ``"mean"`` or ``"sum"``.
+
+    ``names``: what the parts are called, ``loss``, ``loss_1``, ``loss_2``, then each peer's own loss and its KL.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+
+    def __init__(
+        self,
+        methods: tuple[str, str],
+        kd_weights: tuple[float, float],
+        temperature: float,
+        kd_temperature: float,
+        kl_reduction: str = "batchmean",
+    ) -> None:
+        for method in methods:
+            if method not in METHODS:
+                raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
+        self.methods, self.kd_weights = methods, kd_weights
+        self.temperature, self.kd_temperature, self.kl_reduction = temperature, kd_temperature, kl_reduction
+        own = [f"{OWN_LOSS[method]}_{peer}" for peer, method in enumerate(methods, 1)]
+        distilled = [f"kl_{peer}" for peer, weight in enumerate(kd_weights, 1) if weight > 0]
+        self.names = ("loss", "loss_1", "loss_2", *own, *distilled)
+
+    def __call__(self, outputs: Sequence[PeerOutput]) -> tuple[Tensor, ...]:
+        """0-d tensors in the order of ``names``; ``outputs`` of both peers, view a in the first half of the rows."""
+        if self.methods == ("simclr", "simclr") and any(self.kd_weights):
+            return self._fused(outputs)
+        own = [self._own(method, output) for method, output in zip(self.methods, outputs, strict=True)]
+        losses, distilled = list(own), []
+        for peer, weight in enumerate(self.kd_weights):
+            if weight > 0:
+                kl = self._distil(outputs[peer], outputs[1 - peer])
+                losses[peer] = own[peer] + weight * kl
+                distilled.append(kl)
+        return (losses[0] + losses[1], *losses, *own, *distilled)
+
+    def _fused(self, outputs: Sequence[PeerOutput]) -> tuple[Tensor, ...]:
+        peers = [_views(output.projections) for output in outputs]
+        result = functional.dogo_loss(
+            peers[0],
+            peers[1],
+            self.temperature,
+            self.kd_temperature,
+            kd_weight=self.kd_weights,
+            kl_reduction=self.kl_reduction,
+        )
+        parts = result._asdict()
+        return tuple(parts[name] for name in self.names)
+
+    def _own(self, method: str, output: PeerOutput) -> Tensor:
+        projections = _views(output.projections)
+        if method == "simclr":
+            return functional.nt_xent(*projections, self.temperature)
+        assert output.predictions is not None
+        return functional.simsiam(*projections, *_views(output.predictions))
+
+    def _distil(self, student: PeerOutput, teacher: PeerOutput) -> Tensor:
+        """KL(teacher ‖ student) of their similarity distributions."""
+        learns = student.projections if student.predictions is None else student.predictions
+        return functional.similarity_kl(
+            _views(learns), _views(teacher.projections.detach()), self.kd_temperature, reduction=self.kl_reduction
+        )
+
+
+def _views(rows: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = torch.chunk(rows, 2)
+    return first, second

@@ -1,0 +1,122 @@
+"""The main job: evaluate two new peers, train them together, evaluate them again, and leave everything in a folder."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dogo_fast.data import DataSet, load_data_set
+from dogo_fast.errors import UserError
+from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
+from dogo_fast.training.checkpoint import FOLDER, find_checkpoint
+from dogo_fast.training.config import PretrainConfig
+from dogo_fast.training.interrupt import ending_at_once
+from dogo_fast.training.run_folder import RunFolder
+from dogo_fast.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """One peer's scores, as a new network and after training; None where the data set has no labels."""
+
+    name: str
+    untrained: Scores | None
+    trained: Scores | None
+
+
+def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
+    """Train both peers as configured, evaluate them, and leave everything in the run folder.
+
+    Raises:
+        UserError: something in the configuration, the data files or a checkpoint; a new run has written nothing then.
+        DivergedError: a loss that is not finite; the checkpoints and metrics from before are kept.
+        RunInterrupted: SIGTERM or SIGINT; in training, the step was finished and everything is saved.
+    """
+    found = find_resumed(config)
+    if found is not None and config.out is None:
+        config = config.model_copy(update={"out": found[0].parent.parent})
+    config = config.resolve()
+    assert config.out is not None
+    data = load_data_set(
+        config.data,
+        config.data_dir,
+        image_size=config.image_size,
+        residence=config.residence,
+        workers=config.workers,
+    )
+    trainer = Trainer(config.peers, data, config)
+    if found is not None:
+        trainer.load_state(found[1])
+    folder = RunFolder(config.out, resumed=config.resume is not None)
+    folder.write_config(config)
+    with ending_at_once(f"To go on: dogo-fast pretrain --resume auto --out {folder.path}"):
+        announce(trainer, folder, found)
+        untrained = _untrained_scores(trainer)
+        trainer.fit(folder)
+        trained = _evaluate(evaluate_features, trainer, "trained")
+    first, second = (PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
+    folder.write_json("results.json", {"peer_1": asdict(first), "peer_2": asdict(second)})
+    return first, second
+
+
+def find_resumed(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that ``config.resume`` means, and its content; None to start from the beginning.
+
+    Raises:
+        UserError: ``auto`` without an output folder, a path that is not there, or only checkpoints that are refused.
+    """
+    if config.resume is None:
+        return None
+    if config.resume == "auto":
+        if config.out is None:
+            raise UserError("--resume auto needs --out, the folder whose run is to go on, got none")
+        return find_checkpoint(config.out, None, _warn)
+    path = Path(config.resume)
+    if not path.is_file():
+        hint = f", a checkpoint in a folder {FOLDER}" if path.is_dir() else ""
+        raise UserError(f"--resume must be auto or an existing file{hint}, got {path}")
+    return find_checkpoint(None, path, _warn)
+
+
+def _warn(message: str) -> None:
+    print(f"dogo-fast: warning: {message}", file=sys.stderr, flush=True)
+
+
+def announce(trainer: Trainer, folder: RunFolder, found: tuple[Path, Any] | None) -> None:
+    """What is about to happen, in one line or two."""
+    config, data = trainer.config, trainer.data
+    test = f" and {len(data.test)} test" if data.test is not None else ""
+    print(
+        f"{data.name}: {data.image_count} training{test} images; peers {','.join(config.peers)} on {config.device} "
+        f"in {config.precision}; results in {folder.path}"
+    )
+    if found is not None:
+        print(f"resumed from {found[0]}: {trainer.steps} steps done")
+    sys.stdout.flush()
+
+
+def _untrained_scores(trainer: Trainer) -> list[Scores | None]:
+    """Measured before the first step, and remembered by the checkpoints."""
+    if "untrained" not in trainer.notes:
+        scores = _evaluate(evaluate_untrained, trainer, "untrained") if trainer.steps == 0 else [None, None]
+        trainer.notes["untrained"] = [None if score is None else asdict(score) for score in scores]
+    return [None if score is None else Scores(**score) for score in trainer.notes["untrained"]]
+
+
+def _evaluate(
+    measure: Callable[[nn.Module, DataSet, int], Scores], trainer: Trainer, state: str
+) -> list[Scores | None]:
+    """Both measures of both peers, announced before and told after: on a CPU and 60 000 images they take minutes."""
+    config = trainer.config
+    if not config.evaluate or trainer.data.train is None or trainer.data.test is None:
+        return [None, None]
+    results: list[Scores | None] = []
+    for number, (name, backbone) in enumerate(zip(config.peers, trainer.backbones, strict=True), 1):
+        print(f"evaluating peer {number} ({name}), {state}: k-NN and linear probe ...", end=" ", flush=True)
+        scores = measure(backbone, trainer.data, config.workers)
+        print(f"{100 * scores.knn:.1f} %, {100 * scores.linear:.1f} %", flush=True)
+        results.append(scores)
+    return results

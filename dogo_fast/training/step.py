@@ -1,0 +1,276 @@
+"""One optimisation step of both peers, in eager or as one CUDA graph.
+
+``TrainingStep.compute`` is the whole step and reads like it: views, both peers' forward side by side, the loss, the
+backward, both optimisers side by side, the metrics added up on the device. It reads its inputs from tensors that stay
+where they are, decides nothing from a value and waits for nothing, so on a GPU it is captured once and replayed. The
+same code runs on a CPU.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dogo_fast.augment import Augmentation
+from dogo_fast.data import Batch
+from dogo_fast.peers import Peer, PeerOutput
+from dogo_fast.training.objectives import Objective
+from dogo_fast.training.optimisers import set_learning_rate
+
+WARM_UP = 3
+"""Steps before a capture, in which libraries choose their algorithms; what they change is put back."""
+
+
+class Meters:
+    """Sums of the losses and the first step whose losses were not finite, all on the device.
+
+    Args:
+        names: of the losses.
+        device: where.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = tuple(names)
+        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
+        self.bad_losses = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, losses: Tensor) -> None:
+        """Count one step with these losses [names]."""
+        self.step += 1
+        self.sums += losses
+        bad = (self.first_bad == 0) & ~losses.isfinite().all()
+        self.first_bad.copy_(torch.where(bad, self.step, self.first_bad))
+        self.bad_losses.copy_(torch.where(bad, losses.to(torch.float64), self.bad_losses))
+
+    def tensors(self) -> list[Tensor]:
+        return [self.sums, self.first_bad, self.bad_losses, self.step]
+
+
+@dataclass
+class StepSettings:
+    """How a step is made.
+
+    Args:
+        dtype: of the networks, float32, bfloat16 or float16 (autocast).
+        accumulate: parts into which a batch is cut.
+        clip_norm: largest norm of a peer's gradient, or None.
+        compiled: run the peers through torch.compile.
+    """
+
+    dtype: torch.dtype = torch.float32
+    accumulate: int = 1
+    clip_norm: float | None = None
+    compiled: bool = False
+
+
+class TrainingStep:
+    """The step of two peers: ``step(batch, learning_rates)``.
+
+    Args:
+        peers: on the device, in training mode, channels-last.
+        optimisers: one a peer, made by ``build_optimiser``.
+        objective: the loss.
+        augmentation: makes four views, two of each peer, in ``settings.dtype``.
+        images: where a batch's images lie: the resident data set uint8 [M, 3, H, W], or the buffer [N, 3, H, W] into
+            which streamed batches are copied.
+        batch_size: images a step.
+        settings: see there.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[Peer],
+        optimisers: Sequence[torch.optim.Optimizer],
+        objective: Objective,
+        augmentation: Augmentation,
+        images: Tensor,
+        batch_size: int,
+        settings: StepSettings,
+    ) -> None:
+        self.peers, self.optimisers = tuple(peers), tuple(optimisers)
+        self.objective, self.augmentation, self.settings = objective, augmentation, settings
+        self.device = images.device
+        self.images = images
+        self.rows = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self.indices = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self.meters = Meters(objective.names, self.device)
+        self.networks = [torch.compile(peer) if settings.compiled else peer for peer in self.peers]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
+        self.scaler.scale(torch.zeros((), device=self.device))  # its state exists from now on, for graph and checkpoint
+        on_gpu = self.device.type == "cuda"
+        self.streams = [torch.cuda.Stream(self.device) if on_gpu else None for _ in self.peers]
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Batch, learning_rates: Sequence[float]) -> None:
+        """Train on a batch; the losses are added to ``meters``."""
+        self._load(batch)
+        for optimiser, rate in zip(self.optimisers, learning_rates, strict=True):
+            set_learning_rate(optimiser, rate)
+        if self.graph is None:
+            self.compute()
+        else:
+            self.graph.replay()
+
+    def compute(self) -> None:
+        """The whole step, on the images, rows and indices as they are now."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        parts = self.settings.accumulate
+        total = torch.zeros(len(self.objective.names), device=self.device)
+        kept = []  # what one stream made and another reads lives until all streams have met
+        for rows, indices in zip(self.rows.chunk(parts), self.indices.chunk(parts), strict=True):
+            views = self.augmentation(self.images, rows, indices)
+            outputs = self._forward(views)
+            losses = self.objective(outputs)
+            self.scaler.scale(losses[0] / parts).backward()
+            total += torch.stack(losses).detach() / parts
+            kept.append((views, outputs))
+        with self._side_by_side() as beside:
+            for number, (peer, optimiser) in enumerate(zip(self.peers, self.optimisers, strict=True)):
+                with beside(number):
+                    self._update(peer, optimiser)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.meters.add(total)
+
+    def _forward(self, views: Tensor) -> list[PeerOutput]:
+        """Each peer's output for its own two views, [2N, 3, S, S] in one pass."""
+        outputs = []
+        dtype = self.settings.dtype
+        # the cache of casts would outlive the capture that filled it
+        with self._side_by_side() as beside:
+            for number, network in enumerate(self.networks):
+                own = views[2 * number : 2 * number + 2].flatten(0, 1)
+                with (
+                    beside(number),
+                    torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False),
+                ):
+                    outputs.append(network(own))
+        return outputs
+
+    def _update(self, peer: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        if self.settings.clip_norm is not None:
+            self.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(peer.parameters(), self.settings.clip_norm, foreach=True)
+        self.scaler.step(optimiser)
+
+    @contextmanager
+    def _side_by_side(self) -> Iterator["Beside"]:
+        """Work of each peer on a stream of its own, which starts from here; all meet at the end."""
+        beside = Beside(self.streams)
+        yield beside
+        beside.join()
+
+    def _load(self, batch: Batch) -> None:
+        """Put a batch where the step reads it. A captured step cannot follow tensors that move or change shape."""
+        if len(batch.rows) != len(self.rows):
+            raise ValueError(f"batch must have {len(self.rows)} images, got {len(batch.rows)}")
+        if batch.images is not self.images:
+            if batch.images.shape != self.images.shape or batch.images.dtype != self.images.dtype:
+                raise ValueError(
+                    f"batch must have images {tuple(self.images.shape)} {self.images.dtype}, "
+                    f"got {tuple(batch.images.shape)} {batch.images.dtype}"
+                )
+            self.images.copy_(batch.images, non_blocking=True)
+        self.rows.copy_(batch.rows, non_blocking=True)
+        self.indices.copy_(batch.indices, non_blocking=True)
+
+    # ------------------------------------------------------------------------------------------------- capturing
+
+    def capture(self, batch: Batch) -> bool:
+        """Record the step as a CUDA graph, after a warm-up on a batch that leaves no trace; false if that fails.
+
+        Then the step goes on in eager, and one warning names the cause.
+        """
+        self._load(batch)
+        stream = torch.cuda.Stream(self.device)
+        with self.leaving_no_trace():
+            try:
+                stream.wait_stream(torch.cuda.current_stream(self.device))
+                with torch.cuda.stream(stream):
+                    self.warm_up()
+                torch.cuda.current_stream(self.device).wait_stream(stream)
+                torch.cuda.synchronize(self.device)
+                graph = torch.cuda.CUDAGraph()
+                # other threads may copy and pin memory meanwhile
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self.compute()
+                self.graph = graph
+            except Exception as error:
+                torch.cuda.synchronize(self.device)
+                self.graph = None
+                if self.scaler.is_enabled():
+                    self.scaler._per_optimizer_states.clear()  # left half-way through a step
+                reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+                warnings.warn(
+                    f"the step cannot be captured as a CUDA graph and runs in eager, which is slower: {reason}",
+                    stacklevel=2,
+                )
+        return self.graph is not None
+
+    def warm_up(self) -> None:
+        """Some steps on the batch as it lies, for ``leaving_no_trace`` to undo."""
+        for _ in range(WARM_UP):
+            self.compute()
+
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """Afterwards parameters, statistics, optimisers, scaler, meters and random generators are as they were.
+
+        Values are copied back into the same tensors, which a graph may read. Optimisers may have made state: new state
+        is all zeros before a first step (torch's Adam, AdamW and SGD with momentum, and our LARS).
+        """
+        states = self._tensors()
+        before = [tensor.detach().clone() for tensor in states.values()]
+        generators = torch.get_rng_state()
+        on_gpu = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        yield
+        with torch.no_grad():
+            for tensor, value in zip(states.values(), before, strict=True):
+                tensor.copy_(value)
+            for key, tensor in self._tensors().items():
+                if key not in states:
+                    tensor.zero_()
+        torch.set_rng_state(generators)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, self.device)
+
+    def _tensors(self) -> dict[int, Tensor]:
+        """Everything that a step changes, by the identity of the tensor."""
+        found: list[Tensor] = self.meters.tensors()
+        for peer in self.peers:
+            found += [*peer.parameters(), *peer.buffers()]
+        for optimiser in self.optimisers:
+            for state in optimiser.state.values():
+                found += [value for value in state.values() if isinstance(value, Tensor)]
+        if self.scaler.is_enabled():
+            assert self.scaler._scale is not None and self.scaler._growth_tracker is not None
+            found += [self.scaler._scale, self.scaler._growth_tracker]
+        return {id(tensor): tensor for tensor in found}
+
+
+class Beside:
+    """``with beside(n): ...`` runs on the n-th stream, which first waits for the current one; on a CPU it changes
+    nothing."""
+
+    def __init__(self, streams: Sequence[torch.cuda.Stream | None]) -> None:
+        self.streams = streams
+
+    @contextmanager
+    def __call__(self, number: int) -> Iterator[None]:
+        stream = self.streams[number]
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            yield
+
+    def join(self) -> None:
+        """The current stream waits for all."""
+        for stream in self.streams:
+            if stream is not None:
+                torch.cuda.current_stream(stream.device).wait_stream(stream)
