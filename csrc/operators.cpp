@@ -1,4 +1,4 @@
-// The operators that dogo_fast/ops/tiled.py calls: torch.ops.dogo_fast_cpp.*. They check sizes, on which
+// The operators that dogo_fast/ops/tiled.py and augment.py call: torch.ops.dogo_fast_cpp.*. They check sizes, on which
 // memory depends, and trust the rest.
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
@@ -8,6 +8,12 @@
 #include "passes.h"
 
 namespace dogo_fast {
+
+// csrc/augment.cpp
+void augment(
+    const at::Tensor& images, const at::Tensor& rows, const at::Tensor& draws, const at::Tensor& out, int64_t blur,
+    at::ArrayRef<double> scale, at::ArrayRef<double> shift);
+
 namespace {
 
 using at::Tensor;
@@ -203,6 +209,8 @@ TORCH_LIBRARY(dogo_fast_cpp, m) {
       "Tensor(b!)[] sums, Tensor(c!)[] key_sums, Tensor(d!) pulls, Tensor(e!)? inner, Tensor(f!)[] gradients, "
       "int[] geometry, float[] temperatures, float[] nt_coefficients, float[] kl_coefficients, bool teacher, "
       "int step) -> int");
+  m.def(
+      "augment(Tensor images, Tensor rows, Tensor draws, Tensor(a!) out, int blur, float[] scale, float[] shift) -> ()");
   m.def("exp2_(Tensor(a!) x) -> ()");
   m.def("has_amx() -> bool", has_amx);
 }
@@ -211,6 +219,7 @@ TORCH_LIBRARY_IMPL(dogo_fast_cpp, CPU, m) {
   m.impl("statistics", statistics);
   m.impl("values", values);
   m.impl("gradients", gradients);
+  m.impl("augment", augment);
   m.impl("exp2_", exp2_in_place);
 }
 

@@ -5,19 +5,18 @@ ColorJitter in a random order with a clamp after each step, RandomGrayscale, Gau
 RandomSolarize (threshold ½). torchvision draws once for a whole batch; here each view of each image has its own draw, a
 function of (seed, epoch, index of the image, number of the view) and nothing else.
 
-On a GPU one launch makes all views (kernels/augment.py); on a CPU the plain tensors below make the same pictures. They
-are also what the kernel is tested against.
+On a GPU one launch makes all views (kernels/augment.py), on a CPU the same is done in C++ (csrc/augment.cpp); the plain
+tensors below make the same pictures anywhere, and are what both are tested against.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dogo_fast import validation
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.philox import philox
 
@@ -150,7 +149,8 @@ class Augmentation:
         mean, deviation: of each channel, in [0, 1]: views are (x − mean) / deviation.
         dtype: of the views: float32, bfloat16 or float16.
         device: of images and views.
-        backend: ``"auto"`` or ``"triton"`` (a GPU, or Triton's interpreter), ``"reference"`` (plain tensors, anywhere).
+        backend: ``"triton"`` (a GPU, or Triton's interpreter), ``"cpp"`` (a CPU), ``"reference"`` (plain tensors,
+            anywhere) or ``"auto"``, as for the losses.
 
     ``epoch`` is an int64 tensor [1] on the device, to be filled before an epoch: a captured launch reads it.
 
@@ -191,7 +191,7 @@ class Augmentation:
         self.dtype = dtype
         self.table = torch.tensor([recipe.numbers() for recipe in recipes], dtype=torch.float32, device=device)
         self.state = torch.tensor([seed, 0], dtype=torch.int64, device=device)
-        self.backend = _choose_backend(backend, self.table)
+        self.backend = resolve_backend(backend, (self.table,))
         blurs = any(recipe.blur > 0 for recipe in recipes)
         self.blur_size = blur_size(self.view_size) if blurs else 0
         if self.blur_size // 2 >= self.view_size:
@@ -239,6 +239,10 @@ class Augmentation:
 
             return launch_augmentation(self, images, rows, indices, None if draws is None else draws.pack())
         given = self.draw(indices) if draws is None else draws
+        if self.backend == "cpp":
+            from dogo_fast.ops.augment import augment_tiled
+
+            return augment_tiled(self, images, rows, given.pack())
         views = torch.stack(
             [
                 apply_draws(images[rows], ViewDraws(*(field[view] for field in given)), self.view_size, self.blur_size)
@@ -248,14 +252,6 @@ class Augmentation:
         mean, deviation = (torch.tensor(x, device=images.device)[:, None, None] for x in (self.mean, self.deviation))
         views = ((views - mean) / deviation).to(self.dtype)
         return views.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-
-
-def _choose_backend(requested: str, table: Tensor) -> str:
-    """There is no C++ kernel for views: on a CPU plain tensors make them, unless Triton was asked for by name."""
-    validation.check_choice("backend", requested, ("auto", "triton", "reference"))
-    if requested == "auto":
-        return "triton" if table.is_cuda else "reference"
-    return resolve_backend(requested, (table,))
 
 
 def blur_size(view_size: int) -> int:
@@ -280,8 +276,11 @@ def draw_views(
         tensors [views, N].
     """
 
-    def words(block: int) -> tuple[Tensor, ...]:
-        return philox(seed, indices[None, :], epoch, views[:, None], block)
+    blocks = torch.arange(CROP_TRIES + 4, device=table.device)[:, None, None]
+    all_words = philox(seed, indices[None, None, :], epoch, views[None, :, None], blocks)  # 4 of [blocks, views, N]
+
+    def words(block: int) -> list[Tensor]:
+        return [word[block] for word in all_words]
 
     column = table.T[:, :, None]  # [21, views, 1]
     orders = torch.stack(words(10))
@@ -294,7 +293,7 @@ def draw_views(
     factors = (_between(word, column[8 + 2 * i : 10 + 2 * i]) for i, word in enumerate(words(11)))
     return ViewDraws._make(
         (
-            *_draw_boxes(table.double(), words, image_size),
+            *_draw_boxes(table.double(), [word[:CROP_TRIES] for word in all_words], image_size),
             _uniform(flip) < column[4],
             _between(angle, column[5:7]),
             *places,
@@ -316,13 +315,17 @@ def _between(word: Tensor, bounds: Tensor) -> Tensor:
 
 
 def _draw_boxes(
-    table: Tensor, words: Callable[[int], tuple[Tensor, ...]], image_size: tuple[int, int]
+    table: Tensor, tries: Sequence[Tensor], image_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height and width: of the first of ten tries that fits, else the largest centred crop of an allowed
-    ratio. In float64, so that rounding to whole pixels goes the same way on every device."""
+    ratio. In float64, so that rounding to whole pixels goes the same way on every device.
+
+    Args:
+        table: float64 [views, 21].
+        tries: 4 words of [tries, views, N].
+    """
     height, width = image_size
     area_low, area_high, ratio_low, ratio_high = (table[:, i, None] for i in range(4))
-    tries = [torch.stack(word) for word in zip(*(words(block) for block in range(CROP_TRIES)), strict=True)]
     area = height * width * (area_low + tries[0].double() * 2.0**-32 * (area_high - area_low))
     log_low = ratio_low.log()
     ratio = (log_low + tries[1].double() * 2.0**-32 * (ratio_high.log() - log_low)).exp()

@@ -16,7 +16,7 @@ from dogo_fast import compile_report
 
 COLUMNS = re.compile(
     r"(?P<target>\S+) +(?P<loss>\S+) +(?P<dtype>\S+) +(?P<D>\d+) +(?P<N>\d+) +(?P<variant>\S+) +(?P<kernel>\w+) +"
-    r"(?P<tile>\d+x\d+)? +(?P<warps>\d+) +(?P<registers>\S+) +(?P<spilled>\S+) +(?P<shared>\d+) +(?P<HGMMA>\S+) +"
+    r"(?P<tile>\d+(?:x\d+)?)? +(?P<warps>\d+) +(?P<registers>\S+) +(?P<spilled>\S+) +(?P<shared>\d+) +(?P<HGMMA>\S+) +"
     r"\S+ +\S+$"
 )
 
@@ -48,12 +48,13 @@ def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]
         "finalize_kernel",
         "gradient_kernel",
         "temperature_gradient_kernel",
+        "augment_kernel",
     }
 
 
 def test_hopper_uses_its_tensor_cores_without_spilling_at_the_usual_width(rows: list[dict[str, str]]) -> None:
     hopper = [row for row in rows if row["target"] == "sm_90" and row["dtype"] == "bfloat16" and row["D"] == "128"]
-    tiled = [row for row in hopper if row["tile"]]
+    tiled = [row for row in hopper if "x" in (row["tile"] or "")]
     assert {(row["N"], row["kernel"]) for row in tiled} >= {
         (N, kernel) for N in ("256", "4096") for kernel in ("statistics_kernel", "gradient_kernel")
     }
@@ -61,6 +62,14 @@ def test_hopper_uses_its_tensor_cores_without_spilling_at_the_usual_width(rows: 
         assert int(row["spilled"]) == 0, row
     for row in tiled:
         assert int(row["HGMMA"]) > 0, row
+
+
+def test_views_are_made_in_registers(rows: list[dict[str, str]]) -> None:
+    """On a GPU like Hopper, two programs of eight warps a multiprocessor at the least, and nothing spilled."""
+    views = [row for row in rows if row["loss"] == "augment" and row["target"] == "sm_90"]
+    assert {row["D"] for row in views} == {"32", "96", "224"}
+    for row in views:
+        assert int(row["spilled"]) == 0 and int(row["registers"]) <= 128, row
 
 
 def test_shared_memory_fits_every_target(rows: list[dict[str, str]]) -> None:

@@ -1,12 +1,11 @@
-"""Launches the augmentation kernel."""
+"""Calls the augmentation kernels: Triton's on a GPU, C++ on a CPU."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dogo_fast.kernels.augment import augment_kernel
-from dogo_fast.ops import launch
+from dogo_fast.ops import extension
 from dogo_fast.ops.backend import interpreting
 
 if TYPE_CHECKING:
@@ -18,12 +17,32 @@ TILE = 1024
 PIXELS_A_WARP = 128
 
 
+def augment_tiled(augmentation: "Augmentation", images: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
+    """``Augmentation.__call__`` by csrc/augment.cpp, checked already; ``draws``: float32 [views, N, 17]."""
+    extension.load()
+    size = augmentation.view_size
+    out = torch.empty(len(augmentation.recipes), len(rows), size, size, 3, dtype=augmentation.dtype)
+    torch.ops.dogo_fast_cpp.augment(
+        images, rows.contiguous(), draws.contiguous(), out, augmentation.blur_size, *_scale_and_shift(augmentation)
+    )
+    return out.permute(0, 1, 4, 2, 3)
+
+
+def _scale_and_shift(augmentation: "Augmentation") -> tuple[list[float], list[float]]:
+    """What a channel is multiplied by, and what is added then, to normalise it."""
+    pairs = list(zip(augmentation.mean, augmentation.deviation, strict=True))
+    return [1 / deviation for _, deviation in pairs], [-mean / deviation for mean, deviation in pairs]
+
+
 def launch_augmentation(
     augmentation: "Augmentation", images: Tensor, rows: Tensor, indices: Tensor, draws: Tensor | None
 ) -> Tensor:
-    """``Augmentation.__call__``, checked already; ``draws``: float32 [views, N, 17] or None."""
+    """The same by kernels/augment.py; without ``draws`` the kernel makes them."""
     from dogo_fast.augment import taps
+    from dogo_fast.kernels.augment import augment_kernel
+    from dogo_fast.ops import launch
 
+    scale, shift = _scale_and_shift(augmentation)
     views, N, size = len(augmentation.recipes), len(rows), augmentation.view_size
     height, width = augmentation.image_size
     out = torch.empty(views, N, size, size, 3, dtype=augmentation.dtype, device=images.device)
@@ -44,8 +63,8 @@ def launch_augmentation(
         scratch,
         out,
         N,
-        *(1 / deviation for deviation in augmentation.deviation),
-        *(-mean / deviation for mean, deviation in zip(augmentation.mean, augmentation.deviation, strict=True)),
+        *scale,
+        *shift,
         HEIGHT=height,
         WIDTH=width,
         OUT_HEIGHT=size,
