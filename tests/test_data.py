@@ -16,7 +16,7 @@ from dogo_fast.data import (
     DataSet,
     FileSource,
     ImageSource,
-    Loader,
+    ResidentLoader,
     Split,
     check_data_name,
     cifar10,
@@ -386,24 +386,7 @@ def numbered_images(count: int) -> torch.Tensor:
     return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 2, 2).contiguous()
 
 
-def test_loader_visits_images_at_most_once_an_epoch_and_drops_the_incomplete_batch():
-    loader = Loader(numbered_images(23), 5, torch.Generator().manual_seed(3))
-    epochs = [torch.cat(list(loader))[:, 0, 0, 0].tolist() for _ in range(2)]
-    for epoch in epochs:
-        assert len(epoch) == len(set(epoch)) == 20 == 5 * len(loader)
-        assert epoch != sorted(epoch)
-    assert epochs[0] != epochs[1]
-
-
-def test_loader_order_follows_the_seed():
-    def orders(seed: int) -> list[int]:
-        loader = Loader(numbered_images(16), 4, torch.Generator().manual_seed(seed))
-        return torch.cat([*loader, *loader])[:, 0, 0, 0].tolist()
-
-    assert orders(1) == orders(1) != orders(2)
-
-
 @pytest.mark.parametrize("batch_size", [1, 17])
 def test_loader_refuses_a_batch_that_cannot_be(batch_size: int):
     with pytest.raises(UserError, match=f"--batch-size must be from 2 to 16.*got {batch_size}"):
-        Loader(numbered_images(16), batch_size, torch.Generator())
+        ResidentLoader(numbered_images(16), batch_size, 0)

@@ -12,7 +12,7 @@ from dogo_fast.data.data_set import DataSet, Split
 from dogo_fast.data.decoding import batches_in_order
 from dogo_fast.data.digits import load_digits
 from dogo_fast.data.folder import load_folder
-from dogo_fast.data.loader import Batch, Loader, ResidentLoader
+from dogo_fast.data.loader import Batch, ResidentLoader
 from dogo_fast.data.residence import RESIDENCES, settle
 from dogo_fast.data.source import FileSource, ImageSource, MapSource
 from dogo_fast.data.stl10 import load_stl10
@@ -28,7 +28,6 @@ __all__ = [
     "DataSet",
     "FileSource",
     "ImageSource",
-    "Loader",
     "MapSource",
     "ResidentLoader",
     "Split",

@@ -73,30 +73,3 @@ class ResidentLoader:
 
     def close(self) -> None:
         """Nothing to end; there for its likeness to ``StreamingLoader``."""
-
-
-class Loader:
-    """Each iteration over it is one epoch: batches of images in a new random order, the last incomplete one dropped.
-
-    Args:
-        images: uint8 [N, 3, H, W].
-        batch_size: images a batch, from 2 to N.
-        generator: the source of the order, on the CPU, so that a seed means the same order on every device.
-
-    Raises:
-        UserError: a batch size below 2 or above N.
-    """
-
-    def __init__(self, images: Tensor, batch_size: int, generator: torch.Generator) -> None:
-        check_batch_size(batch_size, len(images))
-        self.images = images
-        self.batch_size = batch_size
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
-        for step in range(len(self)):
-            yield self.images[order[step * self.batch_size : (step + 1) * self.batch_size]]

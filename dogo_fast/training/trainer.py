@@ -158,6 +158,7 @@ class Trainer:
                 while self.epoch <= self.config.epochs:
                     self._train_epoch(folder, interrupt, bar, loggers)
             finally:
+                self.loader.close()
                 for logger in loggers:
                     logger.close()
         if folder is not None:
@@ -174,7 +175,7 @@ class Trainer:
             self._partial = None
         self.step.augmentation.epoch.fill_(self.epoch)
         bar.set_description(f"epoch {self.epoch}/{self.config.epochs}", refresh=False)
-        batches = self.loader.epoch(self.epoch, self.position)
+        batches = self.loader.epoch(self.epoch, self.position, metrics.steps)
         start = clock()
         for batch in batches:
             waited = clock() - start
