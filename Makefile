@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test sanitize bench-cpu lint compile-report clean
+.PHONY: pretrain test sanitize bench-cpu bench-train lint compile-report clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
@@ -37,6 +37,13 @@ bench-cpu: $(VENV)/.installed-test
 	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest bench/test_tiled.py --benchmark-json=$(RESULT).json \
 	  --benchmark-columns=median,iqr,rounds $(ARGS)
 	$(BIN)/python bench/table.py $(RESULT).json | tee $(RESULT).txt
+
+# Views and training steps; writes TRAINING.json and TRAINING.txt. On a machine with a GPU, of both.
+TRAINING ?= bench/results/train-cpu
+bench-train: $(VENV)/.installed-test
+	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest bench/test_augment.py bench/test_step.py \
+	  --benchmark-json=$(TRAINING).json --benchmark-columns=median,iqr,rounds $(ARGS)
+	$(BIN)/python bench/table.py $(TRAINING).json | tee $(TRAINING).txt
 
 compile-report: $(VENV)/.installed-train
 	$(BIN)/python -m dogo_fast.compile_report $(ARGS)
