@@ -171,7 +171,8 @@ def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=gpu, options=options)
-    tile = f"{values['BLOCK_M']}x{values['BLOCK_N']}" if "BLOCK_M" in values else str(values.get("BLOCK", ""))
+    tile = f"{values['BLOCK_M']}x{values['BLOCK_N']}" if "BLOCK_M" in values else ""
+    tile = str(values["BLOCK"]) if case.loss == "augment" else tile
     report = Compiled(target, case, launch.kernel.__name__, tile, compiled.metadata.num_warps)
     report.shared = compiled.metadata.shared
     if not amd:
