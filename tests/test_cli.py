@@ -138,10 +138,11 @@ def test_runs_that_stop_early_say_why_in_one_line(
     assert capsys.readouterr().err == message
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, **options: bool) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dogo_fast", "pretrain", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
 
 
 def test_a_signal_ends_the_run_with_success_and_a_line_that_says_how_to_go_on(tmp_path: Path):
@@ -166,6 +167,35 @@ def test_a_signal_ends_the_run_with_success_and_a_line_that_says_how_to_go_on(tm
     assert "small,small on cpu in float32" in lines[0] and str(run) in lines[0]
     assert lines[1] == f"resumed from {path}: {done} steps done\n"
     assert "dogo-fast: stopped by SIGINT" in rest and "To go on: dogo-fast pretrain --resume" in rest
+
+
+def test_a_signal_to_all_processes_of_a_streaming_run_ends_it_saved(tmp_path: Path):
+    """As Ctrl-C in a terminal, and a queue's SIGTERM, which the decoding workers get as well."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    options = [
+        "--data",
+        "folder",
+        "--data-dir",
+        str(tmp_path / "images"),
+        "--image-size",
+        "16",
+        "--residence",
+        "stream",
+    ]
+    options += ["--workers", "1", "--epochs", "4000", "--batch-size", "16", "--device", "cpu", "--resume", "auto"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with start(*options, "--out", str(tmp_path / "run"), start_new_session=True) as process:
+            begun = time.time()
+            metrics = tmp_path / "run" / "metrics.csv"
+            while not (metrics.exists() and metrics.stat().st_mtime > begun) and time.time() < begun + 100:
+                time.sleep(0.05)
+            os.killpg(process.pid, number)
+            output, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        assert f"dogo-fast: stopped by {number.name} after step" in output and "Traceback" not in errors
 
 
 def test_preset_file_and_command_line_override_each_other_in_this_order(

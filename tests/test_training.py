@@ -288,6 +288,25 @@ def test_a_trainer_without_a_folder_goes_on_with_a_second_fit(monkeypatch: pytes
     assert same(weights_of(whole), weights_of(stopped))
 
 
+def test_a_second_fit_goes_on_in_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped = trainer_of(out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 4)
+        with pytest.raises(RunInterrupted):
+            stopped.fit()
+    stopped.fit()
+    assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert (tmp_path / "run" / "peer_2.safetensors").is_file()
+
+
+def test_images_that_do_not_lie_contiguously_train_the_same():
+    plain, turned = trainer_of(), trainer_of()
+    other = Trainer(("small", "small"), pixels().to(memory_format=torch.channels_last), turned.config)
+    plain.fit()
+    other.fit()
+    assert same(weights_of(plain), weights_of(other))
+
+
 def test_a_second_signal_ends_at_once_and_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 

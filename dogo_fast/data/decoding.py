@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ MOST_DAMAGED = 1
 """The percentage of damaged images above which a run stops."""
 NAMED = 3
 """Damaged images named in the error."""
+LEFT_TO_MAIN = frozenset({signal.SIGINT, signal.SIGTERM})
 DEAD_WORKER = r"DataLoader worker \(pid|Pin memory thread exited"
 """In the messages of PyTorch's errors."""
 Item = TypeVar("Item")
@@ -87,8 +89,17 @@ def chunk_loader(
         collate_fn=_unchanged,
         pin_memory=device.type == "cuda",
         persistent_workers=persistent and workers > 0,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # else every epoch would advance PyTorch's global one
     )
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """Ctrl-C and a queue's SIGTERM go to all processes; a worker that died of it would cost the step that is to be
+    finished. Workers end with the loader or the main process. Until here the signals were blocked, from the fork on."""
+    for number in LEFT_TO_MAIN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
 
 
 def _unchanged(chunk: Any) -> Any:
@@ -101,7 +112,11 @@ def run_loader(loader: "DataLoader[Any]") -> Iterator[Chunk]:
     PyTorch would raise an error in whatever the main thread does at the moment in which a worker dies, and again in
     the error's own handling. Here only asking for the next chunk fails, within 5 seconds.
     """
-    iterator: Any = iter(loader)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
+    try:
+        iterator: Any = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     if getattr(iterator, "_worker_pids_set", False):
         signals: Any = signal_handling
         signals._remove_worker_pids(id(iterator))

@@ -85,6 +85,8 @@ class Trainer:
         self.notes: dict[str, Any] = {}
         self.steps = 0
         self.epoch, self.position = 1, 0
+        self._capture_tried = False
+        self._folder: RunFolder | None = None
         self._random: dict[str, Tensor] | None = None
         self._partial: dict[str, Any] | None = None
 
@@ -144,9 +146,11 @@ class Trainer:
             RunInterrupted: SIGTERM or SIGINT; the step was finished and everything is saved.
             UserError: a folder that cannot be written, or too many damaged images.
         """
+        folder = folder or self._folder
         if folder is None and self.config.out is not None:
             folder = RunFolder(self.config.out)
             folder.write_config(self.config)
+        self._folder = folder  # a second fit goes on in it
         if folder is not None and self.history:
             folder.write_metrics(self.history)  # an interrupted run may have died before it did
         resolve_backend(
@@ -200,8 +204,6 @@ class Trainer:
         self.step(batch, self._learning_rates())
         self.steps += 1
         self.position = batch.position
-
-    _capture_tried = False
 
     def _learning_rates(self) -> tuple[float, float]:
         """Of the next step."""
@@ -365,7 +367,8 @@ def _as_data_set(data: Tensor | DataSet | ImageSource) -> DataSet:
         raise ValueError(f"data must be images uint8 [N, 3, H, W], got {data.dtype} {tuple(data.shape)}")
     if isinstance(data, Tensor) and data.shape[2] != data.shape[3]:
         raise ValueError(f"data must be square images, got {tuple(data.shape)}")
-    return DataSet("images", data, None, None, ())
+    images = data.contiguous() if isinstance(data, Tensor) else data
+    return DataSet("images", images, None, None, ())
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
