@@ -225,6 +225,7 @@ class Augmentation:
 
         Raises:
             TypeError, ValueError: images of another dtype, shape or layout.
+        IndexError: a row that is not one of the images (on a GPU nothing checks it).
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
@@ -234,6 +235,8 @@ class Augmentation:
                 f"images must be a contiguous tensor [M, 3, {height}, {width}], got {tuple(images.shape)} "
                 f"with strides {images.stride()}"
             )
+        if not images.is_cuda and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
+            raise IndexError(f"rows must be from 0 to {len(images) - 1}, got {int(rows.min())} to {int(rows.max())}")
         if self.backend == "triton":
             from dogo_fast.ops.augment import launch_augmentation
 
@@ -337,8 +340,8 @@ def _draw_boxes(
     lefts = tries[3] * (width - widths + 1).clamp(min=1) >> 32
 
     own_ratio = (torch.ones_like(ratio_low) * (width / height)).clamp(ratio_low, ratio_high)
-    whole_height = (width / own_ratio).add(0.5).floor().long().clamp(max=height)
-    whole_width = (height * own_ratio).add(0.5).floor().long().clamp(max=width)
+    whole_height = (width / own_ratio).add(0.5).floor().long().clamp(1, height)
+    whole_width = (height * own_ratio).add(0.5).floor().long().clamp(1, width)
     found = fits.any(dim=0)
     centred = ((height - whole_height) // 2, (width - whole_width) // 2, whole_height, whole_width)
     chosen = (x.gather(0, first)[0] for x in (tops, lefts, heights, widths))

@@ -9,8 +9,11 @@ class DivergedError(RuntimeError):
     """A loss that is not finite any more."""
 
 
-class RunInterrupted(RuntimeError):
-    """A signal ended the training at a step boundary, and everything is saved; the message says how to go on."""
+class RunInterrupted(BaseException):
+    """A signal ended the run; what was to be saved is, and the message says how to go on.
+
+    No Exception, as KeyboardInterrupt is none: who catches those of a decoder must not catch this.
+    """
 
 
 class DamagedImageError(ValueError):

@@ -164,7 +164,7 @@ def count_features(network: nn.Module, image_size: int) -> int:
         for module, mode in modes.items():
             module.training = mode
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2 or not features.shape[1]:
         raise ValueError(f"a backbone must map images {tuple(images.shape)} to features [2, F], got {shape}")
     return features.shape[1]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dogo_fast.augment import Augmentation
 from dogo_fast.data import load_data_set
-from dogo_fast.errors import UserError
+from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
-from dogo_fast.training.config import Recipe, resolve_device
+from dogo_fast.training.config import CheckedRecipe, resolve_device
 from dogo_fast.training.trainer import VIEWS, choose_recipe
 
 MARGIN = 2
@@ -37,7 +37,7 @@ class SheetConfig(BaseModel):
         None, ge=4, le=4096
     )
     """As in pretrain."""
-    recipe: Recipe = "auto"
+    recipe: CheckedRecipe = "auto"
     """As in pretrain."""
     images: int = Field(8, ge=1, le=1000)
     """How many images, the first of the data set."""
@@ -61,15 +61,18 @@ def save_sheet(config: SheetConfig) -> str:
     if isinstance(data.pretraining, Tensor):
         images = data.pretraining[:count]
     else:
-        images = torch.stack([data.pretraining.read(index) for index in range(count)])
+        try:
+            images = torch.stack([data.pretraining.read(index) for index in range(count)])
+        except DamagedImageError as error:
+            raise UserError(f"--images must not reach a damaged one, got {count}: {error}") from None
     images = images.contiguous().to(device)
-    try:
-        recipe = choose_recipe(config.recipe, data)
-    except KeyError:
-        raise UserError(f"--recipe is not known, got {config.recipe!r}") from None
+    recipe = choose_recipe(config.recipe, data)
     size = data.image_size
     seed = derive_seed(config.seed, "views")
-    augmentation = Augmentation([recipe] * VIEWS, (size, size), seed, device=device)
+    try:
+        augmentation = Augmentation([recipe] * VIEWS, (size, size), seed, device=device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     indices = torch.arange(count, device=device)
     columns = [images / 255]
     for epoch in range(1, config.epochs + 1):

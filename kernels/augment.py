@@ -85,8 +85,8 @@ def _draw_crop(seed, index, epoch, i_view, p_recipe, HEIGHT: tl.constexpr, WIDTH
     top = tl.sum(tl.where(m_first, b_top, 0), 0)
     left = tl.sum(tl.where(m_first, b_left, 0), 0)
     ratio = tl.minimum(tl.maximum(WIDTH / HEIGHT, ratio_low), ratio_high)
-    whole_height = tl.minimum(HEIGHT, tl.floor(WIDTH / ratio + 0.5).to(tl.int32))
-    whole_width = tl.minimum(WIDTH, tl.floor(HEIGHT * ratio + 0.5).to(tl.int32))
+    whole_height = tl.maximum(tl.minimum(HEIGHT, tl.floor(WIDTH / ratio + 0.5).to(tl.int32)), 1)
+    whole_width = tl.maximum(tl.minimum(WIDTH, tl.floor(HEIGHT * ratio + 0.5).to(tl.int32)), 1)
     none = first == 16
     height = tl.where(none, whole_height, height)
     width = tl.where(none, whole_width, width)

@@ -16,7 +16,9 @@ from dogo_fast.training.checkpoint import CheckpointError, CheckpointFolder, fin
 
 
 def content(step: int) -> dict[str, object]:
-    return {"step": step, "weights": torch.arange(1000.0) + step, "history": [{"loss": 1.5}], "partial": None}
+    other = {"image_count": 5, "epoch": 1, "position": 0, "notes": {}, "peers": [], "optimisers": [], "scaler": {}}
+    weights = torch.arange(1000.0) + step
+    return {"step": step, "config": {}, "weights": weights, "history": [{"loss": 1.5}], "partial": None, **other}
 
 
 def saved(run: Path, *steps: int, kept_steps: int = 0) -> CheckpointFolder:
@@ -72,11 +74,12 @@ class Evil:
 
 
 def foreign_files(folder: Path) -> dict[str, Path]:
-    files = {name: folder / name for name in ("text.pt", "pickle.pt", "other.pt", "version.pt", "evil.pt")}
+    files = {name: folder / name for name in ("text.pt", "pickle.pt", "other.pt", "version.pt", "part.pt", "evil.pt")}
     files["text.pt"].write_text("not at all")
     files["pickle.pt"].write_bytes(pickle.dumps({"step": 1}))
     torch.save({"state_dict": {}}, files["other.pt"])
     torch.save({"format": checkpoint.FORMAT, "version": 99}, files["version.pt"])
+    torch.save({"format": checkpoint.FORMAT, "version": 1, **content(1), "peers": 3}, files["part.pt"])
     torch.save({"format": checkpoint.FORMAT, "version": 1, "step": Evil()}, files["evil.pt"])
     return files
 
@@ -88,6 +91,7 @@ def foreign_files(folder: Path) -> dict[str, Path]:
         ("pickle.pt", "is not a checkpoint, or only the beginning of one"),
         ("other.pt", "is not a checkpoint of dogo_fast$"),
         ("version.pt", "is a checkpoint of version 99, this dogo_fast reads version 1"),
+        ("part.pt", "is not a whole checkpoint: peers missing or of a wrong kind"),
         ("evil.pt", r"is not a checkpoint of dogo_fast \("),
     ],
 )
@@ -114,6 +118,12 @@ def test_a_checkpoint_asked_for_by_name_falls_back_to_the_one_before_it(tmp_path
     found = find_checkpoint(None, asked, lambda message: None)
     assert found is not None and found[0] == older
     assert load_checkpoint(newest)["step"] == 3
+
+
+def test_going_back_to_an_earlier_step_makes_that_the_newest(tmp_path: Path):
+    folder = saved(tmp_path, 4, 8, 12, 16, kept_steps=4)
+    assert folder.save(content(10), 4).is_file()
+    assert [load_checkpoint(path)["step"] for path in folder.files()] == [10, 8, 4]
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path):

@@ -151,7 +151,9 @@ def test_an_epoch_left_early_does_not_disturb_the_next():
         next(left)
     left = loader.epoch(2)
     next(left)
+    workers = loader._data_loader._iterator._workers
     loader.close()
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
     with pytest.raises(RuntimeError, match="or the loader closed"):
         next(left)
 
@@ -210,6 +212,18 @@ def test_a_worker_that_is_killed_is_one_clear_error_and_no_hang():
     assert "\n" not in str(error.value)
 
 
+def test_a_worker_that_is_killed_disturbs_nothing_but_the_next_batch():
+    loader = StreamingLoader(Numbered(400), 5, 0, CPU, workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    for worker in loader._data_loader._iterator._workers:
+        worker.kill()
+        worker.join()
+    time.sleep(0.1)  # PyTorch's own handler would raise an error here, wherever the training is
+    with pytest.raises(UserError, match="a worker process that decodes images died"):
+        list(batches)
+
+
 def test_a_position_that_is_no_batch_of_the_epoch_is_refused():
     for loader in (ResidentLoader(numbered(torch.arange(20)), 4, 0), StreamingLoader(Numbered(20), 4, 0, CPU, 0)):
         for position, step in ((3, None), (24, None), (-4, None), (8, 1), (8, 3)):
@@ -229,13 +243,18 @@ def test_a_batch_size_that_cannot_be_is_refused(images: Any, batch_size: int):
 def test_batches_in_order_are_the_same_from_tensors_and_sources(workers: int):
     images = numbered(torch.arange(300))
     for source in (images, Numbered(300)):
-        batches = list(batches_in_order(source, 64, CPU, workers))
+        batches, numbers = zip(*batches_in_order(source, 64, CPU, workers), strict=True)
+        assert torch.equal(torch.cat(numbers), torch.arange(300))
         assert [len(batch) for batch in batches] == [64, 64, 64, 64, 44] and torch.equal(torch.cat(batches), images)
 
 
-def test_batches_in_order_refuse_a_damaged_image():
-    with pytest.raises(UserError, match=r"the image image 70 is damaged \(torn\)"):
-        list(batches_in_order(Numbered(300, frozenset([70])), 64, CPU))
+def test_batches_in_order_leave_a_damaged_image_out_and_say_which_are_there():
+    batches, numbers = zip(*batches_in_order(Numbered(300, frozenset([70])), 64, CPU), strict=True)
+    kept = [number for number in range(300) if number != 70]
+    assert torch.cat(numbers).tolist() == kept
+    assert torch.equal(torch.cat(batches), numbered(torch.arange(300))[kept])
+    with pytest.raises(UserError, match="more than 1 % of the images are damaged"):
+        list(batches_in_order(Numbered(99, frozenset([70])), 64, CPU))
 
 
 @pytest.mark.gpu
@@ -247,4 +266,6 @@ def test_streaming_to_a_gpu_gives_what_streaming_to_the_cpu_gives():
     assert read_out(loader, 5) == expected
     assert all(batch.images.is_cuda and batch.indices.is_cuda for batch in loader.epoch(6))
     loader.close()
-    assert torch.equal(torch.cat(list(batches_in_order(Numbered(99), 8, device))).cpu(), numbered(torch.arange(99)))
+    assert torch.equal(
+        torch.cat([batch for batch, _ in batches_in_order(Numbered(99), 8, device)]).cpu(), numbered(torch.arange(99))
+    )

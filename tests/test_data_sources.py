@@ -121,6 +121,7 @@ HWC = IMAGE.permute(1, 2, 0).numpy()
         (IMAGE[0], IMAGE[:1].expand(3, -1, -1)),
         (IMAGE / 255, IMAGE),
         (IMAGE.double() / 255, IMAGE),
+        (torch.full((3, 2, 2), 6.6 / 255), torch.full((3, 2, 2), 7, dtype=torch.uint8)),
     ],
 )
 def test_images_of_every_type_become_uint8_planes(image: Any, expected: torch.Tensor):
@@ -276,6 +277,27 @@ def test_torchvision_data_set_with_splits_and_without_whole_labels(tmp_path: Pat
     assert data.class_names == ("0", "1")
 
 
+def test_torchvision_test_split_whose_files_are_missing_is_left_out_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from torchvision import datasets
+
+    class Partial(datasets.VisionDataset):  # type: ignore[misc]
+        def __init__(self, root: str, split: str = "train") -> None:
+            if split != "train":
+                raise RuntimeError(f"the archive of {split} is missing")
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return IMAGE, index
+
+    monkeypatch.setattr(datasets, "Partial", Partial, raising=False)
+    assert load_data_set("torchvision:Partial", tmp_path).test is None
+    assert caplog.messages == ["torchvision:Partial has no test split: the archive of test is missing"]
+
+
 @pytest.mark.parametrize(
     ("name", "directory", "message"),
     [
@@ -311,7 +333,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the package datasets, which says what was asked of it."""
     rows = [{"image": Image.new("RGB", (9, 9), (index,) * 3), "label": index % 2} for index in range(4)]
     hidden = [{**row, "label": -1} for row in rows]
-    splits = {"train": Table(rows, ["cat", "dog"]), "test": Table(hidden), "validation": Table(rows[1:])}
+    splits = {"test": Table(hidden), "train": Table(rows, ["cat", "dog"]), "validation": Table(rows[1:])}
     asked: list[tuple[str, str]] = []
 
     def load(function: str, result: Any) -> Any:
@@ -335,6 +357,13 @@ def test_hugging_face_data_set_saved_to_disk_tests_with_the_split_that_has_label
     assert data.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and data.train.labels.tolist() == [0, 1, 0, 1]
     assert data.test.images[:, 0, 0, 0].tolist() == [1, 2, 3] and data.test.labels.tolist() == [1, 0, 1]
     assert data.class_names == ("cat", "dog")
+
+
+def test_hugging_face_splits_without_one_to_train_on_are_named(package: SimpleNamespace, tmp_path: Path):
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    package.load_from_disk = lambda path: {"a": None, "b": None}
+    with pytest.raises(UserError, match="must have a split named train, got a, b"):
+        load_data_set(f"hf:{tmp_path}")
 
 
 def test_hugging_face_files_in_a_folder_are_one_split(package: SimpleNamespace, tmp_path: Path):

@@ -206,6 +206,19 @@ def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale():
     assert int(step.meters.first_bad) == 0  # the loss itself was finite
 
 
+def test_float16_gradients_are_clipped_by_their_own_norm_not_the_scaled_one():
+    moves = []
+    for dtype in (torch.float32, torch.float16):
+        step = build(optimiser="sgd", dtype=dtype, clip_norm=0.05)
+        before = [parameter.detach().clone() for parameter in step.peers[0].parameters()]
+        train(step, 1)
+        after = [parameter.detach() for parameter in step.peers[0].parameters()]
+        moves.append(torch.cat([(b - a).flatten() for a, b in zip(after, before, strict=True)]))
+    assert float(moves[0].norm()) > 1e-4
+    torch.testing.assert_close(moves[1], moves[0], rtol=0, atol=0.2 * float(moves[0].abs().max()))
+    assert float(moves[1].norm()) == pytest.approx(float(moves[0].norm()), rel=0.02)
+
+
 def test_streamed_images_are_copied_to_where_the_step_reads_them():
     resident, streamed = build(), build()
     streamed.images = torch.zeros(N, 3, 8, 8, dtype=torch.uint8)

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dogo_fast import DoGoLoss
-from dogo_fast.augment import VIEW_RECIPES, ViewRecipe
+from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.data import DataSet, ImageSource, StreamingLoader
 from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.peers import build_backbone, build_peer
+from dogo_fast.philox import derive_seed
 from dogo_fast.training import PretrainConfig, Trainer, pretrain
 from dogo_fast.training.checkpoint import load_checkpoint
 from dogo_fast.training.config import resolve_device
@@ -30,6 +31,7 @@ from dogo_fast.training.run_folder import RunFolder
 from dogo_fast.training.step import Meters, TrainingStep
 
 QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu"}
+HALF = (0.5, 0.5, 0.5)
 TIMING = {"seconds", "images_per_second", "data_wait"}
 
 
@@ -128,6 +130,25 @@ def test_the_rates_reach_the_optimisers(monkeypatch: pytest.MonkeyPatch):
     assert [second for _, second in seen] == pytest.approx([2 * first for first, _ in seen])
 
 
+def test_every_epoch_has_views_of_its_own_that_the_seed_fixes(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, Tensor]] = []
+    call = Augmentation.__call__
+
+    def remember(self: Augmentation, images: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+        views = call(self, images, rows, indices)
+        seen.append((int(self.epoch), views[:, indices == 7]))
+        return views
+
+    monkeypatch.setattr(Augmentation, "__call__", remember)
+    trainer_of(epochs=3, seed=4).fit()
+    views = {epoch: view[:, 0] for epoch, view in seen if view.shape[1]}
+    assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3] and set(views) == {1, 2, 3}
+    assert not torch.equal(views[1], views[2]) and not torch.equal(views[2], views[3])
+    alone = Augmentation([trainer_of().config.recipe] * 4, (8, 8), derive_seed(4, "views"), mean=HALF, deviation=HALF)
+    alone.epoch.fill_(2)
+    assert torch.equal(call(alone, pixels(), torch.tensor([7]), torch.tensor([7]))[:, 0], views[2])
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "simsiam,simclr"}, {"optimiser": "lars,sgd", "learning_rate": 0.5}])
 def test_training_lowers_the_loss(options: dict[str, object]):
     rows = trainer_of(epochs=12, kd_weight=0.1, **options).fit()
@@ -199,6 +220,14 @@ def test_half_precision_runs_on_a_cpu_too():
         assert rows[0]["loss"] == pytest.approx(trainer_of(epochs=1).fit()[0]["loss"], rel=0.02)
 
 
+SHARED = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+
+def test_data_of_another_kind_is_refused_by_name():
+    with pytest.raises(TypeError, match="data must be a tensor, a DataSet or an ImageSource, got ndarray"):
+        Trainer(("small", "small"), pixels().numpy(), **QUICK)
+
+
 @pytest.mark.parametrize(
     ("backbones", "data", "options", "message"),
     [
@@ -212,6 +241,8 @@ def test_half_precision_runs_on_a_cpu_too():
         (("small", nn.Linear(5, 3)), pixels(), {}, r"must take images \(2, 3, 8, 8\), this one fails"),
         (("small", "small"), pixels().float(), {}, r"data must be images uint8 \[N, 3, H, W\], got torch.float32"),
         (("small", "small"), pixels()[:, :, :4], {}, "data must be square images"),
+        ((SHARED, SHARED), pixels(), {}, "backbones must not share parameters"),
+        (("small", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double()), pixels(), {}, "must have float32 param"),
         (
             ("small", "small"),
             pixels(),
@@ -370,9 +401,11 @@ def test_a_damaged_newest_checkpoint_costs_one_epoch_not_the_run(tmp_path: Path,
     expected = load_file(tmp_path / "run" / "peer_1.safetensors")
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1000])
-    pretrain(PretrainConfig(**options, out=tmp_path / "run", resume="auto"))
+    with pytest.warns(
+        UserWarning, match=r"step_000000004\.pt is not a checkpoint, or only the beginning of one; step_0"
+    ):
+        pretrain(PretrainConfig(**options, out=tmp_path / "run", resume="auto"))
     output = capsys.readouterr()
-    assert "step_000000004.pt is not a checkpoint, or only the beginning" in output.err
     assert "resumed from" in output.out and "step_000000002.pt: 2 steps done" in output.out
     again = load_file(tmp_path / "run" / "peer_1.safetensors")
     assert all(torch.equal(expected[key], again[key]) for key in expected)
@@ -389,6 +422,117 @@ def test_a_damaged_newest_checkpoint_costs_one_epoch_not_the_run(tmp_path: Path,
 def test_a_resume_that_cannot_be_is_refused(options: dict[str, str], message: str):
     with pytest.raises(UserError, match=message):
         pretrain(PretrainConfig(**options))
+
+
+def finished_run(folder: Path, **options: object) -> Path:
+    """A run of digits without evaluation; its newest checkpoint."""
+    config = {"batch_size": 512, "epochs": 2, "device": "cpu", "evaluate": False, **options}
+    pretrain(PretrainConfig(**config, out=folder))
+    return max((folder / "checkpoints").iterdir())
+
+
+def test_a_run_is_never_resumed_into_the_folder_of_another(tmp_path: Path):
+    first, second = finished_run(tmp_path / "first", seed=1), finished_run(tmp_path / "second", seed=2)
+    config = json.loads((tmp_path / "second" / "config.json").read_text())["config"]
+    before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="--out must be a new or an empty folder"):
+        pretrain(PretrainConfig(**{**config, "out": tmp_path / "first", "resume": str(second)}))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
+    pretrain(PretrainConfig(**{**config, "out": tmp_path / "third", "resume": str(second)}))
+    assert read_metrics(tmp_path / "third") == read_metrics(tmp_path / "second") and first.exists()
+
+
+def test_resume_refuses_a_data_set_of_another_size(tmp_path: Path):
+    stopped = trainer_of(out=tmp_path / "run")
+    stopped.fit()
+    state = load_checkpoint(max((tmp_path / "run" / "checkpoints").iterdir()))
+    with pytest.raises(UserError, match="--data-dir must hold the 48 images of the run that is resumed, got 40"):
+        Trainer(("small", "small"), pixels(40), recipe=stopped.config.recipe, **QUICK).load_state(state)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), folder.locked():
+        with pytest.raises(UserError, match="--out must be a folder that no other run is using"):
+            trainer_of(out=tmp_path / "run").fit()
+        assert not list((tmp_path / "run").iterdir())
+    trainer_of(out=tmp_path / "run").fit()
+
+
+def test_a_kill_before_the_first_file_leaves_a_folder_that_can_be_used(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.partial").write_text("{")
+    trainer_of(out=tmp_path / "run", resume="auto").fit()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_trainer_resumes_by_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = trainer_of()
+    whole.fit()
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 4)
+        with pytest.raises(RunInterrupted):
+            trainer_of(out=tmp_path / "run").fit()
+    again = trainer_of(out=tmp_path / "run", resume="auto")
+    assert again.steps == 4 and again.resumed_from is not None
+    again.fit()
+    assert same(weights_of(whole), weights_of(again))
+
+
+def test_state_is_a_copy_and_random_numbers_are_part_of_it(monkeypatch: pytest.MonkeyPatch):
+    def made() -> Trainer:
+        torch.manual_seed(1)
+        return trainer_of(peers=(WithDropout(), "small"))
+
+    whole, first, second = made(), made(), made()
+    whole.fit()
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 4)
+        with pytest.raises(RunInterrupted):
+            first.fit()
+    torch.manual_seed(99)  # what happens outside does not matter
+    second.load_state(first.state())
+    second.fit()
+    first.fit()
+    assert same(weights_of(whole), weights_of(second)) and same(weights_of(whole), weights_of(first))
+
+
+def test_after_an_exception_a_later_fit_goes_on_from_the_last_whole_step(monkeypatch: pytest.MonkeyPatch):
+    compute, calls = TrainingStep.compute, []
+
+    def fail_once(step: TrainingStep) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory, say")
+        compute(step)
+
+    whole, failing = trainer_of(), trainer_of()
+    whole.fit()
+    monkeypatch.setattr(TrainingStep, "compute", fail_once)
+    with pytest.raises(RuntimeError, match="out of memory, say"):
+        failing.fit()
+    failing.fit()
+    assert same(weights_of(whole), weights_of(failing))
+    assert without_timing(whole.history) == without_timing(failing.history)
+
+
+def test_after_fitting_the_networks_are_in_evaluation_mode():
+    trainer = trainer_of()
+    trainer.fit()
+    assert not any(module.training for peer in trainer.peers for module in peer.modules())
+
+
+def test_settings_survive_a_damaged_configuration_beside_good_checkpoints(tmp_path: Path):
+    from dogo_fast.training.options import starting_point
+
+    newest = finished_run(tmp_path / "run", seed=3)
+    for damage in ("{", None):
+        config = tmp_path / "run" / "config.json"
+        config.unlink() if damage is None else config.write_text(damage)
+        for resume, out in (("auto", tmp_path / "run"), (str(newest), None)):
+            settings = starting_point(None, None, resume, out)
+            assert (settings["seed"], settings["batch_size"]) == (3, 512)
+            pretrain(PretrainConfig(**{**settings, "resume": resume, "out": out}))
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong

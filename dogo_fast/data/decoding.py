@@ -192,25 +192,29 @@ def decode_all(source: ImageSource, workers: int) -> tuple[Tensor, Tensor]:
 
 def batches_in_order(
     images: Tensor | ImageSource, batch_size: int, device: torch.device, workers: int = 0
-) -> Iterator[Tensor]:
-    """All images in order as uint8 [B, 3, H, W] on ``device``, the last batch with what is left.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order as uint8 [B, 3, H, W] on ``device``, the last batch with what is left, and their numbers
+    int64 [B] on the CPU. Damaged ones are left out and logged.
 
     Raises:
-        UserError: a damaged image, since none may be left out here, or a worker that died.
+        UserError: more than 1 % are damaged, or a worker died.
     """
     if isinstance(images, Tensor):
-        for batch in images.split(batch_size):
-            yield batch.to(device)
+        for batch, numbers in zip(images.split(batch_size), torch.arange(len(images)).split(batch_size), strict=True):
+            yield batch.to(device), numbers
         return
     count = len(images)
+    damage = DamageLog(count)
+    numbers_of: list[Tensor] = []
     tasks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
     chunks = explain_dead_workers(run_loader(chunk_loader(images, tasks, workers, device)))
-    for (batch,) in copy_ahead(map(_whole, chunks), device):
-        yield batch
 
+    def valid() -> Iterator[tuple[Tensor]]:
+        for task, chunk in zip(tasks, chunks, strict=True):
+            for place, name, reason in chunk.damaged:
+                damage.record(task[place], name, reason)
+            numbers_of.append(task[0] + chunk.valid)
+            yield (chunk.images,)
 
-def _whole(chunk: Chunk) -> tuple[Tensor]:
-    if chunk.damaged:
-        _, name, reason = chunk.damaged[0]
-        raise UserError(f"the image {name} is damaged ({reason}), and an evaluation needs every image: remove it")
-    return (chunk.images,)
+    for (batch,) in copy_ahead(valid(), device):
+        yield batch, numbers_of.pop(0)

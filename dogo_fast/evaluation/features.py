@@ -25,16 +25,17 @@ def normalise(images: Tensor, data: DataSet) -> Tensor:
 def extract_features(
     backbone: nn.Module, part: Split | ImageSource, data: DataSet, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Features float32 [N, F] of all images of a part of a data set, in evaluation mode (which is put back afterwards),
-    and their labels int64 [N]."""
+    """Features float32 [N, F] of all images of a part of a data set (of a source, those that are not damaged), in
+    evaluation mode (which is put back afterwards), and their labels int64 [N]."""
     training = backbone.training
     backbone.eval()
     images = part.images if isinstance(part, Split) else part
     batches = batches_in_order(images, BATCH, _device_of(backbone), workers)
-    features = torch.cat([backbone(normalise(batch, data)) for batch in batches])
+    features, numbers = zip(*((backbone(normalise(batch, data)), numbers) for batch, numbers in batches), strict=True)
     backbone.train(training)
     assert part.labels is not None
-    return features, part.labels.to(features.device)
+    rows = torch.cat(features)
+    return rows, part.labels[torch.cat(numbers).to(part.labels.device)].to(rows.device)
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def calibrate_batch_norm(backbone: nn.Module, data: DataSet, workers: int = 0) -
     count = min(data.image_count, CALIBRATION_IMAGES)
     parts = -(-count // BATCH)
     batches = batches_in_order(data.pretraining, -(-count // parts), _device_of(backbone), workers)
-    for batch in itertools.islice(batches, parts):
+    for batch, _ in itertools.islice(batches, parts):
         if len(batch) > 1:
             backbone(normalise(batch, data))
     backbone.train(training)

@@ -20,6 +20,19 @@ FORMAT = "dogo_fast checkpoint"
 VERSION = 1
 FOLDER = "checkpoints"
 KEPT = 2
+CONTENT = {
+    "config": dict,
+    "image_count": int,
+    "step": int,
+    "epoch": int,
+    "position": int,
+    "history": list,
+    "notes": dict,
+    "peers": list,
+    "optimisers": list,
+    "scaler": dict,
+}
+"""What every checkpoint holds, beside what may be None."""
 NAME = re.compile(r"step_(\d{9,})\.pt")
 
 
@@ -70,6 +83,8 @@ class CheckpointFolder:
     def save(self, content: dict[str, Any], kept_steps: int = 0) -> Path:
         """Write a checkpoint, then remove all but the two newest and those whose step is a multiple of ``kept_steps``.
 
+        Later ones go too: they are from before the run was taken back to an earlier step.
+
         Raises:
             UserError: it cannot be written; the earlier ones are untouched.
         """
@@ -81,9 +96,13 @@ class CheckpointFolder:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); what was finished is kept") from None
         write_atomically(path, buffer.getvalue())
-        for old in self.files()[KEPT:]:
+        files = self.files()
+        place = files.index(path)
+        for old in files[place + KEPT :]:
             if not kept_steps or _step_of(old) % kept_steps:
                 old.unlink(missing_ok=True)
+        for later in files[:place]:
+            later.unlink(missing_ok=True)
         return path
 
 
@@ -91,6 +110,11 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what ``write_atomically`` was writing in a folder when it was killed."""
     for path in folder.glob(".*.partial"):
         path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether ``remove_unfinished`` would remove it."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def _step_of(path: Path) -> int:
@@ -125,7 +149,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is a checkpoint of version {content.get('version')}, this dogo_fast reads version {VERSION}"
         )
+    missing = [key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)]
+    if missing:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {', '.join(missing)} missing or of a wrong kind")
     return content
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None where it lies elsewhere."""
+    path = path.resolve()
+    return path.parent.parent if path.parent.name == FOLDER else None
 
 
 def find_checkpoint(run: Path | None, path: Path | None, warn: Any) -> tuple[Path, dict[str, Any]] | None:
@@ -143,6 +176,7 @@ def find_checkpoint(run: Path | None, path: Path | None, warn: Any) -> tuple[Pat
         CheckpointError: every one there is was refused.
     """
     if path is not None:
+        path = path.resolve()
         older = [file for file in CheckpointFolder(path.parent.parent).files() if _step_of(file) < _step_of(path)]
         candidates = [path, *(older if path.parent.name == FOLDER else [])]
     else:

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dogo_fast.augment import VIEW_RECIPES, ViewRecipe
 from dogo_fast.data import DATA_SETS, check_data_name
@@ -20,7 +29,7 @@ DEFAULT_OUT = "runs/DATA-PEERS-TIME"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMISERS = ("adam", "adamw", "sgd", "lars")
 FREE_ON_RESUME = frozenset(
-    ("out", "resume", "device", "workers", "residence", "save_every", "graph", "tensorboard", "wandb", "evaluate")
+    ("out", "resume", "device", "workers", "data_dir", "save_every", "graph", "tensorboard", "wandb", "evaluate")
 )
 """Options that do not change the trajectory: a resumed run may have others."""
 
@@ -82,6 +91,15 @@ Recipe = Annotated[
 ]
 
 
+def _check_recipe(recipe: str | ViewRecipe) -> str | ViewRecipe:
+    if isinstance(recipe, str) and recipe not in ("auto", *VIEW_RECIPES):
+        raise ValueError(f"must be one of auto, {', '.join(VIEW_RECIPES)}")
+    return recipe
+
+
+CheckedRecipe = Annotated[Recipe, AfterValidator(_check_recipe)]
+
+
 class PretrainConfig(BaseModel):
     """Train two peers together and compare their features with those of the same networks untrained.
 
@@ -104,7 +122,7 @@ class PretrainConfig(BaseModel):
     """Hold all images on the device, or decode them as they are needed; auto holds up to 4 GiB."""
     workers: int = Field(min(8, max(1, (os.cpu_count() or 2) - 1)), ge=0, le=256)
     """Processes that decode images."""
-    recipe: Recipe = "auto"
+    recipe: CheckedRecipe = "auto"
     """How views are made; auto is the data set's own recipe."""
 
     peers: Peers = Field(("small", "small"), description=f"Per peer, a backbone: {', '.join(BACKBONES)} or timm:NAME.")
@@ -182,13 +200,6 @@ class PretrainConfig(BaseModel):
                 raise ValueError(f"must be one or two of {', '.join(allowed)}, separated by a comma")
         return names
 
-    @field_validator("recipe")
-    @classmethod
-    def _check_recipe(cls, recipe: str | ViewRecipe) -> str | ViewRecipe:
-        if isinstance(recipe, str) and recipe not in ("auto", *VIEW_RECIPES):
-            raise ValueError(f"must be one of auto, {', '.join(VIEW_RECIPES)}")
-        return recipe
-
     @model_validator(mode="after")
     def _check_together(self) -> "PretrainConfig":
         if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
@@ -213,7 +224,9 @@ class PretrainConfig(BaseModel):
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if device.type == "cuda" else "float32"
-        return self.model_copy(update={"device": str(device), "out": out, "precision": precision})
+        directory = None if self.data_dir is None else self.data_dir.absolute()
+        found = {"device": str(device), "out": out, "precision": precision, "data_dir": directory}
+        return self.model_copy(update=found)
 
 
 def resolve_device(name: str) -> torch.device:

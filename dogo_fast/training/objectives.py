@@ -88,10 +88,10 @@ class Objective:
         return functional.simsiam(*projections, *_views(output.predictions))
 
     def _distil(self, student: PeerOutput, teacher: PeerOutput) -> Tensor:
-        """KL(teacher ‖ student) of their similarity distributions."""
+        """KL(teacher ‖ student) of their similarity distributions; the function holds the teacher constant."""
         learns = student.projections if student.predictions is None else student.predictions
         return functional.similarity_kl(
-            _views(learns), _views(teacher.projections.detach()), self.kd_temperature, reduction=self.kl_reduction
+            _views(learns), _views(teacher.projections), self.kd_temperature, reduction=self.kl_reduction
         )
 
 

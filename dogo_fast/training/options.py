@@ -1,5 +1,6 @@
 """Where settings come from: a preset, a file, the run that is resumed; then the command line overrides them."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dogo_fast.errors import UserError
-from dogo_fast.training.checkpoint import FOLDER
+from dogo_fast.training.checkpoint import CheckpointError, find_checkpoint, run_of
 from dogo_fast.training.config import PretrainConfig
 from dogo_fast.training.presets import PRESETS
 from dogo_fast.training.run_folder import CONFIG
@@ -46,13 +47,17 @@ def starting_point(
 
 
 def _resumed(resume: str, out: Path | None) -> Mapping[str, Any]:
-    folder = out if resume == "auto" else Path(resume).parent.parent
-    if folder is None or not (folder / CONFIG).is_file() or (resume != "auto" and Path(resume).parent.name != FOLDER):
-        return {}
-    settings = dict(read_settings(folder / CONFIG))
-    settings.pop("out", None)
-    settings.pop("device", None)
-    return settings
+    """As config.json has them; where that is missing or damaged, as the checkpoint has them."""
+    folder = out if resume == "auto" else run_of(Path(resume))
+    settings: Mapping[str, Any] = {}
+    try:
+        settings = read_settings(folder / CONFIG) if folder is not None else {}
+    except UserError:
+        path = None if resume == "auto" else Path(resume)
+        with contextlib.suppress(CheckpointError):  # it will be refused, with the reason, when the run begins
+            found = find_checkpoint(folder, path if path is None or path.is_file() else None, lambda message: None)
+            settings = found[1]["config"] if found is not None else {}
+    return {key: value for key, value in settings.items() if key not in ("out", "device", "resume")}
 
 
 def read_settings(path: Path) -> Mapping[str, Any]:

@@ -3,15 +3,12 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from dogo_fast.data import DataSet, load_data_set
 from dogo_fast.errors import UserError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
-from dogo_fast.training.checkpoint import FOLDER, find_checkpoint
 from dogo_fast.training.config import PretrainConfig
 from dogo_fast.training.interrupt import ending_at_once
 from dogo_fast.training.run_folder import RunFolder
@@ -35,11 +32,7 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
         DivergedError: a loss that is not finite; the checkpoints and metrics from before are kept.
         RunInterrupted: SIGTERM or SIGINT; in training, the step was finished and everything is saved.
     """
-    found = find_resumed(config)
-    if found is not None and config.out is None:
-        config = config.model_copy(update={"out": found[0].parent.parent})
-    config = config.resolve()
-    assert config.out is not None
+    config = config.resolve() if config.resume is None else config  # else out may follow from the checkpoint
     data = load_data_set(
         config.data,
         config.data_dir,
@@ -47,45 +40,30 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
         residence=config.residence,
         workers=config.workers,
     )
-    trainer = Trainer(config.peers, data, config)
-    if found is not None:
-        trainer.load_state(found[1])
-    folder = RunFolder(config.out, resumed=config.resume is not None)
-    folder.write_config(config)
-    with ending_at_once(f"To go on: dogo-fast pretrain --resume auto --out {folder.path}"):
-        announce(trainer, folder, found)
+    try:
+        trainer = Trainer(config.peers, data, config)
+    except UserError:
+        raise
+    except ValueError as error:  # of networks and recipes that do not suit the images
+        raise UserError(str(error)) from error
+    if trainer.config.out is None:  # of a checkpoint that lies in no run folder
+        trainer.config = trainer.config.resolve()
+    folder = trainer.open_folder()
+    with (
+        folder.locked(),
+        ending_at_once(f"To go on: dogo-fast pretrain --resume auto --out {folder.path}"),
+    ):
+        announce(trainer, folder)
+        folder.write_config(trainer.config)
         untrained = _untrained_scores(trainer)
         trainer.fit(folder)
         trained = _evaluate(evaluate_features, trainer, "trained")
-    first, second = (PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
-    folder.write_json("results.json", {"peer_1": asdict(first), "peer_2": asdict(second)})
+        first, second = (PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
+        folder.write_json("results.json", {"peer_1": asdict(first), "peer_2": asdict(second)})
     return first, second
 
 
-def find_resumed(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that ``config.resume`` means, and its content; None to start from the beginning.
-
-    Raises:
-        UserError: ``auto`` without an output folder, a path that is not there, or only checkpoints that are refused.
-    """
-    if config.resume is None:
-        return None
-    if config.resume == "auto":
-        if config.out is None:
-            raise UserError("--resume auto needs --out, the folder whose run is to go on, got none")
-        return find_checkpoint(config.out, None, _warn)
-    path = Path(config.resume)
-    if not path.is_file():
-        hint = f", a checkpoint in a folder {FOLDER}" if path.is_dir() else ""
-        raise UserError(f"--resume must be auto or an existing file{hint}, got {path}")
-    return find_checkpoint(None, path, _warn)
-
-
-def _warn(message: str) -> None:
-    print(f"dogo-fast: warning: {message}", file=sys.stderr, flush=True)
-
-
-def announce(trainer: Trainer, folder: RunFolder, found: tuple[Path, Any] | None) -> None:
+def announce(trainer: Trainer, folder: RunFolder) -> None:
     """What is about to happen, in one line or two."""
     config, data = trainer.config, trainer.data
     test = f" and {len(data.test)} test" if data.test is not None else ""
@@ -93,8 +71,8 @@ def announce(trainer: Trainer, folder: RunFolder, found: tuple[Path, Any] | None
         f"{data.name}: {data.image_count} training{test} images; peers {','.join(config.peers)} on {config.device} "
         f"in {config.precision}; results in {folder.path}"
     )
-    if found is not None:
-        print(f"resumed from {found[0]}: {trainer.steps} steps done")
+    if trainer.resumed_from is not None:
+        print(f"resumed from {trainer.resumed_from}: {trainer.steps} steps done")
     sys.stdout.flush()
 
 

@@ -1,9 +1,13 @@
 """The folder of a run: configuration, metrics, weights, results and checkpoints, each file replaced as a whole."""
 
 import csv
+import fcntl
 import io
 import json
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from safetensors.torch import save
 from dogo_fast import __version__
 from dogo_fast.errors import UserError
 from dogo_fast.peers import Peer
-from dogo_fast.training.checkpoint import CheckpointFolder, remove_unfinished, write_atomically
+from dogo_fast.training.checkpoint import CheckpointFolder, is_unfinished, remove_unfinished, write_atomically
 from dogo_fast.training.config import PretrainConfig
 
 CONFIG = "config.json"
@@ -27,7 +31,7 @@ class RunFolder:
 
     Args:
         path: the folder.
-        resumed: whether it may be a run's folder already; otherwise it must be new or empty.
+        resumed: whether it may hold this run already; otherwise it must be new or empty.
 
     Raises:
         UserError: a path that may not be used, or that cannot be made.
@@ -36,7 +40,10 @@ class RunFolder:
     def __init__(self, path: Path, resumed: bool = False) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()) and not (resumed and (path / CONFIG).is_file()):
+            checkpoints = CheckpointFolder(path)
+            is_run = (path / CONFIG).is_file() or bool(checkpoints.files())
+            others = [file for file in path.iterdir() if not is_unfinished(file)]
+            if others and not (resumed and is_run):
                 hint = (
                     "has files in it that are no run's" if resumed else "has files in it (a run: --resume auto goes on)"
                 )
@@ -47,9 +54,35 @@ class RunFolder:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"--out must be a folder that can be made here, got {path} ({reason})") from None
         self.path = path
-        self.checkpoints = CheckpointFolder(path)
-        for folder in (path, self.checkpoints.path):
-            remove_unfinished(folder)
+        self.checkpoints = checkpoints
+        self._lock: int | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here meanwhile, and remove what a killed one was writing.
+
+        Where the file system knows no locks there is none. A lock ends with its process.
+
+        Raises:
+            UserError: another process is at work in the folder.
+        """
+        if self._lock is not None:
+            yield
+            return
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"--out must be a folder that no other run is using, got {self.path}") from None
+            except OSError:
+                pass
+            for folder in (self.path, self.checkpoints.path):
+                remove_unfinished(folder)
+            yield
+        finally:
+            os.close(self._lock)
+            self._lock = None
 
     def write_config(self, config: PretrainConfig) -> None:
         """The resolved configuration and what it ran on."""

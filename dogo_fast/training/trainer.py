@@ -1,21 +1,26 @@
 """The loop around the step: epochs, metrics, checkpoints, and an end at any moment without loss."""
 
+import copy
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.data import Batch, DataSet, ImageSource, make_loader
 from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.ops.backend import resolve_backend
-from dogo_fast.peers import build_peer
+from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
+from dogo_fast.training.checkpoint import FOLDER, find_checkpoint, run_of
 from dogo_fast.training.config import FREE_ON_RESUME, PRECISIONS, PretrainConfig
 from dogo_fast.training.interrupt import Interrupt
 from dogo_fast.training.log import Logger, check_installed, open_loggers
@@ -39,7 +44,8 @@ class Trainer:
         data: images uint8 [N, 3, H, W], a data set, or a source of images to stream.
         config: the settings; or give them as ``options``, the fields of ``PretrainConfig``, by name.
 
-    Attributes: ``peers``, ``backbones`` (trained in place), ``history`` (a row of metrics per epoch), ``steps`` (done).
+    Attributes: ``peers``, ``backbones`` (trained in place), ``history`` (a row of metrics per epoch), ``steps`` (done),
+    ``resumed_from`` (a checkpoint, or None).
 
     Example::
 
@@ -47,7 +53,8 @@ class Trainer:
         history = trainer.fit()
         features = trainer.backbones[1](batch)
 
-    With ``out=DIR`` metrics, checkpoints and weights are written there; otherwise nothing is.
+    With ``out=DIR`` metrics, checkpoints and weights are written there, and ``resume="auto"`` goes on with the run that
+    is there; without ``out`` nothing is written. After ``fit`` the networks are in evaluation mode.
 
     Raises:
         UserError, pydantic.ValidationError: a setting that is not allowed.
@@ -66,7 +73,8 @@ class Trainer:
         if config is not None and options:
             raise ValueError(f"options must not be given beside config, got {', '.join(options)}")
         given = config or PretrainConfig(**options)
-        out = given.out
+        found = find_resumed(given)
+        out = given.out or (None if found is None else run_of(found[0]))
         names = tuple(name if isinstance(name, str) else type(name).__name__ for name in backbones)
         self.config = given.resolve().model_copy(update={"out": out, "peers": names})
         check_installed(self.config.tensorboard, self.config.wandb)
@@ -89,6 +97,10 @@ class Trainer:
         self._folder: RunFolder | None = None
         self._random: dict[str, Tensor] | None = None
         self._partial: dict[str, Any] | None = None
+        self._fitting = False
+        self.resumed_from = None if found is None else found[0]
+        if found is not None:
+            self.load_state(found[1])
 
     @property
     def backbones(self) -> tuple[nn.Module, nn.Module]:
@@ -110,9 +122,10 @@ class Trainer:
             device=self.device,
         )
         peers = [
-            build_peer(backbone, size, config.seed, number, method).to(self.device).train()
+            build_peer(backbone, size, config.seed, number, method).to(self.device)
             for number, (backbone, method) in enumerate(zip(backbones, config.method, strict=True), 1)
         ]
+        _check_parameters(peers)
         optimisers = [
             build_optimiser(
                 config.optimiser[number],
@@ -148,11 +161,31 @@ class Trainer:
         """
         folder = folder or self._folder
         if folder is None and self.config.out is not None:
-            folder = RunFolder(self.config.out)
-            folder.write_config(self.config)
+            folder = self.open_folder()
         self._folder = folder  # a second fit goes on in it
-        if folder is not None and self.history:
-            folder.write_metrics(self.history)  # an interrupted run may have died before it did
+        with nullcontext() if folder is None else folder.locked():
+            return self._fit(folder)
+
+    def open_folder(self) -> RunFolder:
+        """The folder of ``config.out``: that of the run that is resumed, or a new or empty one.
+
+        Raises:
+            UserError: any other folder, or none given.
+        """
+        if self.config.out is None:
+            raise UserError("--out must be given to write to, got none")
+        source = None if self.resumed_from is None else run_of(self.resumed_from)
+        same = source is not None and source.resolve() == self.config.out.resolve()
+        starting = self.config.resume == "auto" and self.resumed_from is None
+        return RunFolder(self.config.out, resumed=same or starting)
+
+    def _fit(self, folder: RunFolder | None) -> list[dict[str, float]]:
+        if folder is not None:
+            folder.write_config(self.config)
+            if self.history:
+                folder.write_metrics(self.history)  # an interrupted run may have died before it did
+        for peer in self.peers:
+            peer.train()
         resolve_backend(
             "auto", (self.step.augmentation.table,)
         )  # what is to be compiled is compiled before the clock runs
@@ -167,6 +200,8 @@ class Trainer:
                     logger.close()
         if folder is not None:
             self._write_weights(folder)
+        for peer in self.peers:
+            peer.eval()
         return self.history
 
     def _train_epoch(
@@ -179,12 +214,24 @@ class Trainer:
             self._partial = None
         self.step.augmentation.epoch.fill_(self.epoch)
         bar.set_description(f"epoch {self.epoch}/{self.config.epochs}", refresh=False)
-        batches = self.loader.epoch(self.epoch, self.position, metrics.steps)
+        try:
+            self._train_batches(metrics, folder, interrupt, bar)
+        except BaseException:
+            self._partial = metrics.state()  # a later fit goes on from the last whole step
+            raise
+        self._finish_epoch(metrics, folder, loggers)
+        if interrupt.asked and self.epoch <= self.config.epochs:
+            self._stop(folder, interrupt, None)
+
+    def _train_batches(
+        self, metrics: EpochMetrics, folder: RunFolder | None, interrupt: Interrupt, bar: "tqdm[Any]"
+    ) -> None:
         start = clock()
-        for batch in batches:
+        for batch in self.loader.epoch(self.epoch, self.position, metrics.steps):
             waited = clock() - start
             self._train_batch(batch)
             metrics.add(len(batch.rows), waited)
+            self.steps, self.position = self.steps + 1, batch.position
             bar.update(len(batch.rows))
             if metrics.steps % (READ_EVERY if self.device.type == "cuda" else 1) == 0:
                 losses = metrics.read()
@@ -193,17 +240,12 @@ class Trainer:
             if interrupt.asked and metrics.steps < len(self.loader):
                 self._stop(folder, interrupt, metrics)
             start = clock()
-        self._finish_epoch(metrics, folder, loggers)
-        if interrupt.asked and self.epoch <= self.config.epochs:
-            self._stop(folder, interrupt, None)
 
     def _train_batch(self, batch: Batch) -> None:
         if self.device.type == "cuda" and self.config.graph and not self._capture_tried:
             self._capture_tried = True
             self.step.capture(batch)
         self.step(batch, self._learning_rates())
-        self.steps += 1
-        self.position = batch.position
 
     def _learning_rates(self) -> tuple[float, float]:
         """Of the next step."""
@@ -222,11 +264,11 @@ class Trainer:
         self._check_weights()
         self.history.append(row)
         self.epoch, self.position = self.epoch + 1, 0
+        for logger in loggers:  # first: what follows the checkpoint that a run goes on from is purged
+            logger.write(row, self.steps)
         if folder is not None:
             self.save(folder)
             folder.write_metrics(self.history)
-        for logger in loggers:
-            logger.write(row, self.steps)
 
     def _stop(self, folder: RunFolder | None, interrupt: Interrupt, metrics: EpochMetrics | None) -> None:
         """Save, and say how to go on."""
@@ -273,9 +315,11 @@ class Trainer:
         return folder.checkpoints.save(self.state(), self.config.save_every * len(self.loader))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        return {
+        """What a checkpoint holds: copies, on the CPU."""
+        random = _random_state(self.device) if self._fitting else self._random
+        state = {
             "config": self.config.model_dump(mode="json"),
+            "image_count": self.data.image_count,
             "step": self.steps,
             "epoch": self.epoch,
             "position": self.position,
@@ -285,8 +329,9 @@ class Trainer:
             "peers": [peer.state_dict() for peer in self.peers],
             "optimisers": [optimiser.state_dict() for optimiser in self.step.optimisers],
             "scaler": self.step.scaler.state_dict(),
-            "random": _random_state(self.device),
+            "random": random,
         }
+        return cast(dict[str, Any], tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state))
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's content; the trajectory is that of the run that wrote it.
@@ -294,7 +339,7 @@ class Trainer:
         Raises:
             UserError: settings that differ from that run's and would change the trajectory.
         """
-        self._check_same_run(state["config"])
+        self._check_same_run(state)
         for peer, weights in zip(self.peers, state["peers"], strict=True):
             peer.load_state_dict(weights)
         for optimiser, saved in zip(self.step.optimisers, state["optimisers"], strict=True):
@@ -306,7 +351,12 @@ class Trainer:
         self.history, self.notes = list(state["history"]), dict(state["notes"])
         self._partial, self._random = state["partial"], state["random"]
 
-    def _check_same_run(self, saved: dict[str, Any]) -> None:
+    def _check_same_run(self, state: dict[str, Any]) -> None:
+        saved, count = state["config"], self.data.image_count
+        if state["image_count"] != count:
+            raise UserError(
+                f"--data-dir must hold the {state['image_count']} images of the run that is resumed, got {count}"
+            )
         for key, value in self.config.model_dump(mode="json").items():
             if key not in FREE_ON_RESUME and value != saved.get(key):
                 option = key.replace("_", "-")
@@ -324,9 +374,11 @@ class Trainer:
                 torch.set_rng_state(self._random["cpu"])
                 if self.device.type == "cuda" and "cuda" in self._random:
                     torch.cuda.set_rng_state(self._random["cuda"], self.device)
+            self._fitting = True
             try:
                 yield
             finally:
+                self._fitting = False
                 self._random = _random_state(self.device)
 
     def _open_loggers(self, folder: RunFolder | None) -> Sequence[Logger]:
@@ -360,8 +412,41 @@ def choose_recipe(recipe: str | ViewRecipe, data: DataSet) -> ViewRecipe:
     return VIEW_RECIPES[recipe]
 
 
+def find_resumed(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that ``config.resume`` means, and its content; None to start from the beginning.
+
+    Raises:
+        UserError: ``auto`` without an output folder, a path that is not there, or only checkpoints that are refused.
+    """
+    if config.resume is None:
+        return None
+    if config.resume == "auto":
+        if config.out is None:
+            raise UserError("--resume auto needs --out, the folder whose run is to go on, got none")
+        return find_checkpoint(config.out, None, warnings.warn)
+    path = Path(config.resume)
+    if not path.is_file():
+        hint = f", a checkpoint in a folder {FOLDER}" if path.is_dir() else ""
+        raise UserError(f"--resume must be auto or an existing file{hint}, got {path}")
+    return find_checkpoint(None, path, warnings.warn)
+
+
+def _check_parameters(peers: Sequence[Peer]) -> None:
+    first, second = (set(peer.parameters()) for peer in peers)
+    if first & second:
+        raise ValueError("backbones must not share parameters: each peer has an optimiser of its own")
+    for parameter in first | second:
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"backbones must have float32 parameters (precision is an option), got {parameter.dtype}")
+
+
 def _as_data_set(data: Tensor | DataSet | ImageSource) -> DataSet:
+    if not isinstance(data, Tensor | DataSet | ImageSource):
+        raise TypeError(f"data must be a tensor, a DataSet or an ImageSource, got {type(data).__name__}")
     if isinstance(data, DataSet):
+        images = data.pretraining
+        if isinstance(images, Tensor) and not images.is_contiguous():
+            data = replace(data, pretraining=images.contiguous())
         return data
     if isinstance(data, Tensor) and (data.dtype != torch.uint8 or data.dim() != 4 or data.shape[1] != 3):
         raise ValueError(f"data must be images uint8 [N, 3, H, W], got {data.dtype} {tuple(data.shape)}")
@@ -379,7 +464,7 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 def _load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load, but keep the learning rates' tensors, which lie on the device."""
     rates = [group["lr"] for group in optimiser.param_groups]
-    optimiser.load_state_dict(state)
+    optimiser.load_state_dict(copy.deepcopy(state))  # it would take the tensors themselves
     for group, rate in zip(optimiser.param_groups, rates, strict=True):
         rate.copy_(torch.as_tensor(group["lr"]))
         group["lr"] = rate
