@@ -557,6 +557,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step_and_keeps_what_
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
+def test_a_diverged_trainer_goes_on_from_an_earlier_state(monkeypatch: pytest.MonkeyPatch):
+    whole, trainer = trainer_of(), trainer_of()
+    good = trainer.state()
+    whole.fit()
+    with monkeypatch.context() as patch:
+        add = Meters.add
+        patch.setattr(Meters, "add", lambda meters, losses: add(meters, losses * math.nan))
+        with pytest.raises(DivergedError, match="step 1"):
+            trainer.fit()
+    trainer.load_state(good)
+    trainer.fit()
+    assert same(weights_of(whole), weights_of(trainer))
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The loss of the epoch's last step was still good; its update was not."""
     compute = TrainingStep.compute

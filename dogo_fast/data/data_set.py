@@ -61,8 +61,3 @@ class DataSet:
             return part.to(device)
 
         return replace(self, pretraining=pretraining, train=move(self.train), test=move(self.test))
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [0, 1], laid out channels-last, in which convolutions are fastest."""
-    return images.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)

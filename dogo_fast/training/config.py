@@ -3,7 +3,7 @@
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -22,8 +22,6 @@ from dogo_fast.augment import VIEW_RECIPES, ViewRecipe
 from dogo_fast.data import DATA_SETS, check_data_name
 from dogo_fast.errors import UserError
 from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
-
-T = TypeVar("T")
 
 DEFAULT_OUT = "runs/DATA-PEERS-TIME"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -39,6 +39,12 @@ class Meters:
         self.bad_losses = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
 
+    def start(self, steps: int) -> None:
+        """Begin after so many steps of a run, all of them good."""
+        for tensor in self.tensors():
+            tensor.zero_()
+        self.step.fill_(steps)
+
     def add(self, losses: Tensor) -> None:
         """Count one step with these losses [names]."""
         self.step += 1
@@ -72,7 +78,7 @@ class TrainingStep:
     """The step of two peers: ``step(batch, learning_rates)``.
 
     Args:
-        peers: on the device, in training mode, channels-last.
+        peers: on the device, channels-last.
         optimisers: one a peer, made by ``build_optimiser``.
         objective: the loss.
         augmentation: makes four views, two of each peer, in ``settings.dtype``.

@@ -186,9 +186,8 @@ class Trainer:
                 folder.write_metrics(self.history)  # an interrupted run may have died before it did
         for peer in self.peers:
             peer.train()
-        resolve_backend(
-            "auto", (self.step.augmentation.table,)
-        )  # what is to be compiled is compiled before the clock runs
+        # what is to be compiled is compiled before the clock runs
+        resolve_backend("auto", (self.step.augmentation.table,))
         with Interrupt() as interrupt, self._own_random_numbers(), self._progress_bar() as bar:
             loggers = self._open_loggers(folder)
             try:
@@ -347,7 +346,7 @@ class Trainer:
         self.step.scaler.load_state_dict(state["scaler"])
         self.step.graph, self._capture_tried = None, False  # it reads optimiser states that are gone
         self.steps, self.epoch, self.position = state["step"], state["epoch"], state["position"]
-        self.step.meters.step.fill_(self.steps)
+        self.step.meters.start(self.steps)
         self.history, self.notes = list(state["history"]), dict(state["notes"])
         self._partial, self._random = state["partial"], state["random"]
 
