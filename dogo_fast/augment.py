@@ -103,7 +103,7 @@ VIEW_RECIPES = {
 class ViewDraws(NamedTuple):
     """What was drawn: tensors [..., N], one number an image.
 
-    Args:
+    Attributes:
         top, left, height, width: the crop, pixels (int64).
         flipped: bool.
         angle: radians.
@@ -225,7 +225,7 @@ class Augmentation:
 
         Raises:
             TypeError, ValueError: images of another dtype, shape or layout.
-        IndexError: a row that is not one of the images (on a GPU nothing checks it).
+            IndexError: a row that is not one of the images (on a GPU nothing checks it).
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")

@@ -40,7 +40,7 @@ def nt_xent(
         backend: see the module.
 
     Returns:
-        a 0-d tensor, or [2N], in nats.
+        a 0-d tensor, or [2N], in nats, float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: an argument that is not a tensor or number, or of a dtype that is not allowed.
@@ -71,8 +71,8 @@ def similarity_kl(
     Row i of a pair's distribution is the softmax over its keys of the cosines with query i, divided by a temperature.
 
     Args:
-        student, teacher: pairs (queries [R, D], keys [C, D]) of raw vectors; R and C must agree between the two, D and
-            the dtype need not.
+        student, teacher: pairs (queries [R, D], keys [C, D]) of raw vectors, of dtypes as in ``nt_xent``; R and C must
+            agree between the two, D and the dtype need not.
         temperature: T > 0 of the student, a number or a 0-d tensor.
         teacher_temperature: T of the teacher; None means ``temperature``.
         reduction: ``"batchmean"`` divides the sum by R, ``"mean"`` by R·C as ``F.kl_div`` does, ``"sum"``, or
@@ -81,10 +81,10 @@ def similarity_kl(
         backend: see the module.
 
     Returns:
-        a 0-d tensor, or [R], in nats.
+        a 0-d tensor, or [R], in nats, float32 (float64 where an input is).
 
     Raises:
-        TypeError, ValueError: as ``nt_xent``.
+        TypeError, ValueError: as ``nt_xent``; also numbers of queries or keys that differ between the two.
     """
     student = validation.check_queries_and_keys("student", student)
     teacher = validation.check_queries_and_keys("teacher", teacher)
@@ -130,7 +130,8 @@ def dogo_loss(
     and ``kl_2`` mirrors it; P_p is peer p's softmax over the cosines between its view a (rows) and its view b.
 
     Args:
-        peer_1, peer_2: pairs (a, b) of raw projections [N ≥ 2, D_p]; N must agree, D and the dtype need not.
+        peer_1, peer_2: pairs (a, b) of raw projections [N ≥ 2, D_p], of dtypes as in ``nt_xent``; N must agree, D and
+            the dtype need not.
         temperature: τ > 0 of NT-Xent, a number or a 0-d tensor.
         kd_temperature: T > 0 of the similarity distributions, a number or a 0-d tensor.
         kd_weight: w, one number or one per peer.
@@ -174,11 +175,11 @@ def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:
     """Symmetric negative cosine of SimSiam (equation 4): −½ [⟨sg(ẑ_a), p̂_b⟩ + ⟨sg(ẑ_b), p̂_a⟩], mean over rows.
 
     Args:
-        z_a, z_b: projections of the two views, [N, D]; held constant.
-        p_a, p_b: predictions of the two views, [N, D].
+        z_a, z_b: projections of the two views, [N, D], float32, bfloat16, float16 or float64; held constant.
+        p_a, p_b: predictions of the two views, of the same shape and dtype.
 
     Returns:
-        a 0-d tensor in [−1, 1].
+        a 0-d tensor in [−1, 1], float32 (float64 for float64 inputs).
 
     Raises:
         TypeError, ValueError: an argument that is not a floating-point tensor [N, D], or shapes, dtypes or devices

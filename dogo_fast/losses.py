@@ -14,6 +14,9 @@ class NTXentLoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
 
+    Raises:
+        TypeError, ValueError: a setting that is not allowed; when called, as ``functional.nt_xent``.
+
     Example::
 
         criterion = NTXentLoss(temperature=0.5)
@@ -29,6 +32,7 @@ class NTXentLoss(nn.Module):
         self.backend = validation.check_choice("backend", backend, functional.BACKENDS)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Raw projections a, b [N ≥ 2, D] to a 0-d tensor, or [2N] with ``reduction="none"``, in nats."""
         return functional.nt_xent(a, b, self.temperature, reduction=self.reduction, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -36,14 +40,17 @@ class NTXentLoss(nn.Module):
 
 
 class SimilarityKLLoss(nn.Module):
-    """KL(teacher ‖ student) of softmax similarities; see ``functional.similarity_kl``.
+    """KL(teacher ‖ student) of softmax similarities; see ``functional.similarity_kl`` for shapes, dtypes and errors.
 
     Args:
-        temperature: T of the student, a number above 0 or a 0-d tensor.
-        teacher_temperature: T of the teacher; None means the student's.
+        temperature: T of the student, a number above 0 or a 0-d tensor; an ``nn.Parameter`` is registered and learnt.
+        teacher_temperature: T of the teacher, likewise; None means the student's.
         reduction: ``"batchmean"``, ``"mean"``, ``"sum"`` or ``"none"``.
         detach_teacher: hold the teacher's distribution constant.
         backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Raises:
+        TypeError, ValueError: a setting that is not allowed; when called, as ``functional.similarity_kl``.
     """
 
     temperature: float | Tensor
@@ -66,6 +73,7 @@ class SimilarityKLLoss(nn.Module):
         self.backend = validation.check_choice("backend", backend, functional.BACKENDS)
 
     def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+        """Pairs (queries [R, D], keys [C, D]) to a 0-d tensor, or [R] with ``reduction="none"``, in nats."""
         return functional.similarity_kl(
             student,
             teacher,
@@ -84,10 +92,7 @@ class SimilarityKLLoss(nn.Module):
 
 
 class DoGoLoss(nn.Module):
-    """The whole DoGo loss of two peers; see ``functional.dogo_loss``.
-
-    Called with two pairs (a, b) of raw projections [N, D_p], one a peer; returns ``DoGoLossOutput(loss, loss_1, loss_2,
-    nt_xent_1, nt_xent_2, kl_1, kl_2)`` of 0-d tensors.
+    """The whole DoGo loss of two peers; see ``functional.dogo_loss`` for shapes, dtypes and errors.
 
     Args:
         temperature: τ of NT-Xent, a number above 0 or a 0-d tensor; an ``nn.Parameter`` is registered and learnt.
@@ -95,6 +100,9 @@ class DoGoLoss(nn.Module):
         kd_weight: weight of the distillation term, any finite number or a pair with one per peer.
         kl_reduction: ``"batchmean"``, ``"mean"`` (divides by N² as the authors' code does) or ``"sum"``.
         backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Raises:
+        TypeError, ValueError: a setting that is not allowed; when called, as ``functional.dogo_loss``.
 
     Example::
 
@@ -125,6 +133,8 @@ class DoGoLoss(nn.Module):
         self.backend = validation.check_choice("backend", backend, functional.BACKENDS)
 
     def forward(self, peer_1: tuple[Tensor, Tensor], peer_2: tuple[Tensor, Tensor]) -> DoGoLossOutput:
+        """Two pairs (a, b) of raw projections [N ≥ 2, D_p], one a peer, to ``DoGoLossOutput(loss, loss_1, loss_2,
+        nt_xent_1, nt_xent_2, kl_1, kl_2)`` of 0-d tensors, in nats."""
         return functional.dogo_loss(
             peer_1,
             peer_2,
@@ -143,12 +153,10 @@ class DoGoLoss(nn.Module):
 
 
 class SimSiamLoss(nn.Module):
-    """Symmetric negative cosine of SimSiam; see ``functional.simsiam``.
-
-    Called with the projections z_a, z_b of both views, held constant, and the predictions p_a, p_b, all [N, D].
-    """
+    """Symmetric negative cosine of SimSiam; see ``functional.simsiam`` for dtypes and errors."""
 
     def forward(self, z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:
+        """Projections z_a, z_b of both views, held constant, and predictions p_a, p_b, all [N, D], to a 0-d tensor."""
         return functional.simsiam(z_a, z_b, p_a, p_b)
 
 

@@ -39,12 +39,17 @@ __all__ = [
 ]
 
 DATA_SETS = ("digits", "cifar10", "cifar100", "stl10", "tiny-imagenet", "folder")
+"""What a name may be."""
 DATA_PREFIXES = ("torchvision:", "hf:")
 """What a name may begin with instead: a class of torchvision.datasets, a folder that Hugging Face's package reads."""
 
 
 def check_data_name(name: str) -> None:
-    """Raises ValueError, saying what is allowed, unless ``name`` is of ``DATA_SETS`` or continues a prefix."""
+    """Refuse what is neither of ``DATA_SETS`` nor continues a prefix.
+
+    Raises:
+        ValueError: the message says what is allowed.
+    """
     if name not in DATA_SETS and not any(name.startswith(prefix) and name != prefix for prefix in DATA_PREFIXES):
         raise ValueError(f"must be one of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH")
 
@@ -102,7 +107,18 @@ def _load(name: str, directory: Path | None, image_size: int | None) -> DataSet:
 def make_loader(
     images: Tensor | ImageSource, batch_size: int, seed: int, device: torch.device, workers: int
 ) -> ResidentLoader | StreamingLoader:
-    """The loader of what is resident or of what streams; the order of the images is the same."""
+    """The loader of what is resident or of what streams; the order of the images is the same.
+
+    Args:
+        images: uint8 [N, 3, H, W], or a source.
+        batch_size: images a batch, from 2 to N.
+        seed: of the order.
+        device: where the batches are wanted.
+        workers: processes that decode a source.
+
+    Raises:
+        UserError: a batch size below 2 or above N.
+    """
     if isinstance(images, Tensor):
         return ResidentLoader(images.to(device), batch_size, seed)
     return StreamingLoader(images, batch_size, seed, device, workers)

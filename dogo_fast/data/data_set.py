@@ -19,6 +19,7 @@ class Split:
         return self.images.shape[0]
 
     def to(self, device: torch.device) -> "Split":
+        """The same on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
 
 

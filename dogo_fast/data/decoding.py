@@ -196,6 +196,12 @@ def batches_in_order(
     """All images in order as uint8 [B, 3, H, W] on ``device``, the last batch with what is left, and their numbers
     int64 [B] on the CPU. Damaged ones are left out and logged.
 
+    Args:
+        images: uint8 [N, 3, H, W], or a source.
+        batch_size: the largest B.
+        device: where the batches are wanted.
+        workers: processes that decode a source; 0 decodes in this one.
+
     Raises:
         UserError: more than 1 % are damaged, or a worker died.
     """

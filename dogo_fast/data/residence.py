@@ -11,6 +11,7 @@ from dogo_fast.data.source import ImageSource, TensorSource
 from dogo_fast.errors import UserError
 
 RESIDENCES = ("auto", "device", "stream")
+"""What may be done with a data set; "auto" decides by its size."""
 RESIDENT_BYTES = 4 * 2**30
 """The most decoded bytes, all splits together, that residence "auto" keeps on the device."""
 

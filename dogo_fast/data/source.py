@@ -68,7 +68,13 @@ class DecodingSource(ImageSource):
 
 
 class FileSource(DecodingSource):
-    """Image files of any kind that Pillow reads, in order. EXIF orientation is ignored."""
+    """Image files of any kind that Pillow reads, in order. EXIF orientation is ignored.
+
+    Args:
+        paths: of the N files.
+        labels: int64 [N], or None.
+        size: side of the images read, pixels.
+    """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], labels: Tensor | None, size: int) -> None:
         names = [os.fsencode(path) for path in paths]

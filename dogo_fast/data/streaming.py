@@ -40,8 +40,6 @@ class StreamingLoader:
         device: where the batches are wanted.
         workers: processes that decode, of one thread each; they live until ``close``. 0 decodes in this process.
 
-    ``damaged`` maps the numbers of the damaged images met so far to their names.
-
     Raises:
         UserError: a batch size below 2 or above N; while iterating: more than 1 % of the images are damaged, or a
             worker died.
@@ -61,6 +59,7 @@ class StreamingLoader:
 
     @property
     def damaged(self) -> dict[int, str]:
+        """Numbers of the damaged images met so far, and their names."""
         return self._damage.damaged
 
     def __len__(self) -> int:

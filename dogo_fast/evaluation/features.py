@@ -25,8 +25,20 @@ def normalise(images: Tensor, data: DataSet) -> Tensor:
 def extract_features(
     backbone: nn.Module, part: Split | ImageSource, data: DataSet, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Features float32 [N, F] of all images of a part of a data set (of a source, those that are not damaged), in
-    evaluation mode (which is put back afterwards), and their labels int64 [N]."""
+    """Features of all images of a part of a data set, in evaluation mode, which is put back afterwards.
+
+    Args:
+        backbone: maps images [B, 3, H, W] to features [B, F].
+        part: labelled images; of a source, those that are damaged are left out.
+        data: the data set, whose mean and deviation normalise them.
+        workers: processes that decode a source.
+
+    Returns:
+        features float32 [N, F] and labels int64 [N], on the backbone's device.
+
+    Raises:
+        UserError: more than 1 % of the images are damaged, or a worker died.
+    """
     training = backbone.training
     backbone.eval()
     images = part.images if isinstance(part, Split) else part
@@ -44,6 +56,14 @@ def calibrate_batch_norm(backbone: nn.Module, data: DataSet, workers: int = 0) -
 
     A new network's statistics are 0 and 1, whatever its activations are: in evaluation mode that would make untrained
     features look worse than the weights deserve.
+
+    Args:
+        backbone: changed in place.
+        data: its pretraining images are used.
+        workers: processes that decode a source.
+
+    Raises:
+        UserError: as ``extract_features``.
     """
     norms = [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

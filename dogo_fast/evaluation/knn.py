@@ -19,7 +19,8 @@ def knn_accuracy(
 ) -> float:
     """Share of test rows whose label wins the vote of their nearest training rows.
 
-    Each neighbour votes for its label with weight exp(cosine / temperature).
+    Each neighbour votes for its label with weight exp(cosine / temperature) (Wu et al., "Unsupervised Feature Learning
+    via Non-Parametric Instance Discrimination", arXiv 1805.01978, section 3.4).
 
     Args:
         train_features, test_features: [N, F] and [M, F], any scale.

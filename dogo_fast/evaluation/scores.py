@@ -22,8 +22,14 @@ class Scores:
 def evaluate_features(backbone: nn.Module, data: DataSet, workers: int = 0) -> Scores:
     """k-NN and linear accuracy of the backbone's features as it stands.
 
+    Args:
+        backbone: maps images [B, 3, H, W] to features [B, F].
+        data: with labelled training and test images.
+        workers: processes that decode what streams.
+
     Raises:
         ValueError: a data set without labels.
+        UserError: more than 1 % of the images are damaged, or a worker died.
     """
     if data.train is None or data.test is None:
         raise ValueError(f"data must have labelled training and test images, {data.name} has not")
@@ -32,7 +38,11 @@ def evaluate_features(backbone: nn.Module, data: DataSet, workers: int = 0) -> S
 
 
 def evaluate_untrained(backbone: nn.Module, data: DataSet, workers: int = 0) -> Scores:
-    """The same for a new network, after calibrating the batch norms of a copy on training images."""
+    """The same for a new network, after calibrating the batch norms of a copy on training images.
+
+    Raises:
+        ValueError, UserError: as ``evaluate_features``.
+    """
     copy = deepcopy(backbone)
     calibrate_batch_norm(copy, data, workers)
     return evaluate_features(copy, data, workers)

@@ -10,6 +10,7 @@ from dogo_fast import validation
 from dogo_fast.ops import extension
 
 BACKENDS = ("auto", "triton", "cpp", "reference")
+"""What ``backend`` may be."""
 ENVIRONMENT_VARIABLE = "DOGO_FAST_BACKEND"
 AUTOCAST_DEVICES = frozenset(
     kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)
