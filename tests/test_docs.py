@@ -1,0 +1,237 @@
+"""The documents hold: each code block in README.md and docs/ runs or is checked, links lead somewhere.
+
+A block says what it is: ``python`` is run, a page's blocks in order and in one namespace; ``sh`` is checked line by
+line, what is cheap is run; ``toml`` is read as a configuration; ``text`` is output or mathematics. Nothing else is
+allowed.
+"""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from dogo_fast import cli, training
+from dogo_fast.training.options import read_settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+LANGUAGES = ("python", "sh", "toml", "text")
+
+NOTEBOOK = """
+import torch
+import dogo_fast.training.trainer
+from dogo_fast.peers import SmallNetwork, build_backbone
+from safetensors.torch import save_file
+
+a_1, b_1 = (torch.randn(8, 16, requires_grad=True) for _ in range(2))
+a_2, b_2 = (torch.randn(8, 32, requires_grad=True) for _ in range(2))
+my_network = SmallNetwork()
+images = torch.randint(0, 256, (256, 3, 8, 8), dtype=torch.uint8)
+batch = torch.rand(2, 3, 8, 8)
+pathlib.Path("runs/first").mkdir(parents=True)
+save_file(build_backbone("resnet18", image_size=32).state_dict(), "runs/first/peer_1.safetensors")
+"""
+STAND_INS = {"README.md": NOTEBOOK}
+"""By page: run before its Python blocks, in a folder of its own, for names and files that the text presupposes. Pages
+that are not here presuppose nothing."""
+
+CHEAP = {"--data": "digits", "--peers": "small", "--epochs": "1", "--warmup-epochs": "0", "--device": "cpu"}
+"""What a documented training is run with instead, so that it takes a second."""
+
+
+class Block(NamedTuple):
+    page: str
+    line: int  # of its first line of code
+    language: str
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def read_blocks(page: str, text: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    blocks, code, language = [], [], None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith(("```", "~~~")):
+            if language is None:
+                language, code = line.strip().lstrip("`"), []
+            else:
+                blocks.append(Block(page, number - len(code), language, "\n".join(code) + "\n"))
+                language = None
+        elif language is not None:
+            code.append(line)
+    assert language is None, f"{page}: the last block does not end"
+    return blocks
+
+
+def prose(text: str) -> str:
+    """A page without its fenced blocks and inline code."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+BLOCKS = [block for page, path in PAGES.items() for block in read_blocks(page, path.read_text())]
+SHELL_LINES = [
+    pytest.param(line, id=f"{block.page}: {line}")
+    for block in BLOCKS
+    if block.language == "sh"
+    for line in block.code.splitlines()
+    if line.strip()
+]
+
+
+def test_every_block_says_what_it_is() -> None:
+    assert {block.language for block in BLOCKS} <= set(LANGUAGES), [
+        f"{block}: {block.language or 'no language'}" for block in BLOCKS if block.language not in LANGUAGES
+    ]
+    for page, path in PAGES.items():
+        indented = re.findall(r"^(?: {4,}|\t).*", prose(path.read_text()), re.MULTILINE)
+        assert not indented, f"{page}: a block without fences would not be checked: {indented}"
+
+
+@pytest.fixture
+def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One epoch, however many are asked for."""
+    make = training.Trainer.__init__
+
+    def make_short(self: training.Trainer, *arguments: Any, epochs: int = 1, **options: Any) -> None:
+        assert epochs > 0
+        make(self, *arguments, epochs=1, **options)
+
+    monkeypatch.setattr(training.Trainer, "__init__", make_short)
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """The same numbers in every run; a page may choose its dtype."""
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.language == "python"}))
+def test_python_blocks_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeded: None, short_trainings: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": page, "pathlib": sys.modules["pathlib"]}
+    exec(STAND_INS.get(page, ""), namespace)
+    for block in BLOCKS:
+        if block.page == page and block.language == "python":
+            # a file with the page's line numbers, where inspect (and so Triton) finds the source of functions
+            path = tmp_path / f"{Path(page).name}-{block.line}.py"
+            path.write_text("\n" * (block.line - 1) + block.code)
+            exec(compile(path.read_text(), str(path), "exec"), namespace)
+
+
+@pytest.mark.parametrize("block", [pytest.param(b, id=str(b)) for b in BLOCKS if b.language == "toml"])
+def test_settings_are_settings(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(block.code)
+    training.PretrainConfig(**read_settings(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("line", SHELL_LINES)
+def test_shell_lines_work(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words = words[1:]
+    if not words:
+        return  # a comment
+    monkeypatch.chdir(tmp_path)
+    for block in BLOCKS:
+        if block.language == "toml":
+            Path("mine.toml").write_text(block.code)
+    check = COMMANDS.get(words[0])
+    assert check is not None, f"the test knows no command {words[0]}"
+    check(words[1:])
+
+
+def check_make(words: list[str]) -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert words[0] in targets
+    subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
+
+
+def check_pip(words: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert words[0] == "install"
+    for requirement in (word for word in words[1:] if not word.startswith("-")):
+        name, extra = re.fullmatch(r"([\w.-]+)(?:\[(\w+)\])?", requirement).groups()
+        assert name == "."
+        assert extra is None or extra in project["optional-dependencies"]
+
+
+def check_activate(words: list[str]) -> None:
+    assert words == [".venv/bin/activate"]
+    assert "VENV ?= .venv" in (ROOT / "Makefile").read_text()
+
+
+def check_module(words: list[str]) -> None:
+    """``python -m MODULE``: it is there and knows the options."""
+    assert words[0] == "-m"
+    specification = importlib.util.find_spec(words[1])
+    assert specification is not None
+    if words[1].startswith("dogo_fast"):
+        source = Path(specification.origin).read_text()
+        assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--"))
+
+
+def check_dogo_fast(words: list[str]) -> None:
+    """The line is parsed as it stands; the same with small data and networks is run."""
+    with_values = iter(words)
+    shown: list[str] = []
+    for word in with_values:
+        assert "=" not in word, "a space before the value, as in the other lines"
+        if word in (*CHEAP, "--data-dir"):
+            next(with_values)
+        elif word == "--preset":
+            name = next(with_values)
+            assert name in training.presets.PRESETS
+        else:
+            shown.append(word)
+    cli.parse(words)
+    kept = {key: value for key, value in CHEAP.items() if words[0] == "pretrain" or key in ("--data", "--device")}
+    run = cli.parse([*shown, *(word for option in kept.items() for word in option)])
+    run()
+    assert any(Path().iterdir())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "make": check_make,
+    "pip": check_pip,
+    ".": check_activate,
+    "python": check_module,
+    "dogo-fast": check_dogo_fast,
+}
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings of a page, as MkDocs and the usual hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = PAGES[page]
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+        if link.startswith("https://"):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.is_file(), f"{page}: {link} is not there"
+        assert ROOT in file.parents, f"{page}: {link} is not in the repository"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{page}: {link} names no heading"
