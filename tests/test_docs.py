@@ -1,4 +1,4 @@
-"""The documents hold: each code block in README.md and docs/ runs or is checked, links lead somewhere.
+"""The documents hold: each code block in README.md and docs/ runs or is checked, links lead somewhere, the site builds.
 
 A block says what it is: ``python`` is run, a page's blocks in order and in one namespace; ``sh`` is checked line by
 line, what is cheap is run; ``toml`` is read as a configuration; ``text`` is output or mathematics. Nothing else is
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from dogo_fast import cli, training
+import dogo_fast
+from dogo_fast import cli, data, evaluation, functional, training
 from dogo_fast.training.options import read_settings
 
 if sys.version_info >= (3, 11):
@@ -28,6 +29,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 LANGUAGES = ("python", "sh", "toml", "text")
+REFERENCE = "docs/reference.md"
 
 NOTEBOOK = """
 import torch
@@ -235,3 +237,28 @@ def test_links_lead_somewhere(page: str) -> None:
         assert ROOT in file.parents, f"{page}: {link} is not in the repository"
         if anchor:
             assert anchor in anchors(file.read_text()), f"{page}: {link} names no heading"
+
+
+def test_the_reference_names_everything_public() -> None:
+    text = PAGES[REFERENCE].read_text()
+    described = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    public = {name for module in (dogo_fast, functional, training, data, evaluation) for name in module.__all__}
+    assert public - described == {"__version__"}
+    assert "`dogo_fast.__version__`" in text
+
+
+def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    for file in tmp_path.rglob("*.html"):
+        text = file.read_text()
+        loaded = re.findall(r"<(?:link|script|img|iframe)\b[^>]*?(?:src|href)=[\"']?([^\"'\s>]+)", text)
+        assert not [address for address in loaded if re.match(r"(https?:)?//", address)], file.name
+    for file in tmp_path.rglob("*.css"):
+        assert not re.findall(r"url\([\"']?(?:https?:)?//", file.read_text()), file.name
