@@ -2,19 +2,16 @@
 
     python -m dogo_fast.compile_report [--targets sm_90 ...] [--full] [--out FILE]
 
-For NVIDIA targets the report reads the machine code with the cuobjdump that Triton carries: registers and spilled
-bytes a thread, shared memory a program, and how many HGMMA (Hopper tensor-core), MUFU.EX2 (exponential) and
-local-memory instructions there are. For AMD targets compilation itself is the check.
+For NVIDIA targets the report reads the machine code (dogo_fast.machine_code): registers and spilled bytes a thread,
+shared memory a program, and how many HGMMA (Hopper tensor-core), MUFU.EX2 (exponential) and local-memory instructions
+there are. For AMD targets compilation itself is the check.
 """
 
 import argparse
 import itertools
 import os
 import platform
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +20,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+
+from dogo_fast import machine_code
 
 LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
 WIDEST = {2: 1024, 4: 128}
@@ -94,9 +93,24 @@ def cases(full: bool) -> Iterator[Case]:
 
 
 class Launch(NamedTuple):
+    """A recorded launch: positional arguments, and what was passed by name."""
+
     kernel: Any
     arguments: tuple[Any, ...]
     switches: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Arguments, switches and Triton's options by name."""
+        return dict(zip(self.kernel.arg_names, self.arguments, strict=False)) | self.switches
+
+    @property
+    def tile(self) -> str:
+        """Rows and keys of a tile, or the pixels of the augmentation's; "" for kernels that have none."""
+        values = self.values
+        if "BLOCK_M" in values:
+            return f"{values['BLOCK_M']}x{values['BLOCK_N']}"
+        return str(values["BLOCK"]) if "BLUR_SIZE" in values else ""
 
 
 def launches(case: Case, target: str) -> list[Launch]:
@@ -150,14 +164,13 @@ def _augment(case: Case, dtype: torch.dtype) -> None:
     launch_augmentation(augmentation, images, rows, rows, None)
 
 
-def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
-    """Compile one recorded launch as Triton's own launcher would specialise it."""
+def build(launch: Launch, target: str) -> Any:
+    """Compile one recorded launch as Triton's own launcher would specialise it: the kernel as Triton has it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = launch.kernel.arg_names
-    values = dict(zip(names, launch.arguments, strict=False)) | launch.switches
+    values = launch.values
     options = {key: values.pop(key) for key in ("num_warps", "num_stages") if key in values}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
@@ -170,13 +183,22 @@ def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
     amd = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=gpu, options=options)
-    tile = f"{values['BLOCK_M']}x{values['BLOCK_N']}" if "BLOCK_M" in values else ""
-    tile = str(values["BLOCK"]) if case.loss == "augment" else tile
-    report = Compiled(target, case, launch.kernel.__name__, tile, compiled.metadata.num_warps)
+    return triton.compile(source, target=gpu, options=options)
+
+
+def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
+    """What the compiler makes of one recorded launch."""
+    compiled = build(launch, target)
+    report = Compiled(target, case, launch.kernel.__name__, launch.tile, compiled.metadata.num_warps)
     report.shared = compiled.metadata.shared
-    if not amd:
-        _read_machine_code(compiled.asm["cubin"], report)
+    if not target.startswith("gfx"):
+        code = machine_code.read(compiled.asm["cubin"])
+        report.registers, report.spilled = code.registers, code.stack
+        report.instructions = {
+            "HGMMA": sum(each.name == "HGMMA" for each in code.instructions),
+            "EX2": code.number("exp2"),
+            "LOCAL": code.number("local"),
+        }
     return report
 
 
@@ -194,25 +216,6 @@ def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:
     if isinstance(value, torch.Tensor):
         return pointers[value.dtype], True
     return ("i32", value % 16 == 0) if isinstance(value, int) else ("fp32", False)
-
-
-def _read_machine_code(cubin: bytes, report: Compiled) -> None:
-    from triton import knobs
-
-    cuobjdump = knobs.nvidia.cuobjdump.path
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True)
-        sass = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
-    text = usage.stdout + usage.stderr
-    report.registers = int(re.findall(r"REG:(\d+)", text)[-1])
-    report.spilled = int(re.findall(r"STACK:(\d+)", text)[-1])
-    report.instructions = {
-        "HGMMA": len(re.findall(r"\bHGMMA\b", sass)),
-        "EX2": len(re.findall(r"MUFU\.EX2", sass)),
-        "LOCAL": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-    }
 
 
 def compile_case(case: Case, targets: tuple[str, ...]) -> list[Compiled]:

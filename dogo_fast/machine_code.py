@@ -1,0 +1,421 @@
+"""NVIDIA machine code of one kernel: its instructions, its loops, and what an iteration of a loop consists of.
+
+``read`` takes a cubin apart with the cuobjdump that Triton carries; ``parse`` takes the text of ``cuobjdump -sass``.
+``loops`` finds the natural loops of the control flow: a branch back to a block that every way to the branch passes.
+That also holds blocks which the compiler moved behind the end of the kernel, as it does with waits on sm_100.
+
+Counts are of one warp. An HGMMA is one instruction of four warps (a warpgroup) together: each counts a quarter of it.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.MULTILINE)
+ADDRESS = re.compile(r"0x([0-9a-f]+)\)?$")
+GUARD = re.compile(r"^!?U?P[T\d]")
+WARP = 32
+WARPGROUP = 4
+
+CLASSES = {
+    "product": r"[HQI]GMMA|[HIQ]MMA|UTC\w*MMA",
+    "exp2": r"MUFU\.EX2",
+    "special": r"MUFU",  # reciprocals, roots, logarithms
+    "conversion": r"F2F|F2I|I2F|FRND",
+    "packing": r"F2FP|I2FP|F2IP",
+    "fp32": r"FFMA\w*|FADD\w*|FMUL\w*|H(?:FMA|ADD|MUL)2\w*",
+    "multiply": r"IMAD\w*",
+    "fp64": r"D(?:FMA|ADD|MUL|SETP)",
+    "shared": r"LDS|STS|LDSM|STSM|ATOMS",
+    "shuffle": r"SHFL|REDUX",
+    "global": r"LDG|STG|LDGSTS|UTMALDG|UTMASTG|RED|ATOMG?",
+    "local": r"LDL|STL",
+    "tensor memory": r"LDTM|STTM|UTCCP",
+    "barrier": r"BAR|DEPBAR|LDGDEPBAR|UTCBAR|WARPGROUP|WARPSYNC|SYNCS|MEMBAR|FENCE|ARRIVES",
+    "control": r"BRA|BRX|JMP|CALL|RET|EXIT|BSSY|BSYNC|BREAK|NOP|BPT|NANOSLEEP|ELECT",
+    "uniform": r"U\w+|R2UR|S2UR|LDCU|VOTEU",
+    "constant": r"LDC|S2R|CS2R",
+}
+"""Class of an instruction: the first whose pattern its opcode begins with; all others are "integer": integers, logic,
+comparisons, minima, selections (FSEL, FSETP and FMNMX too: they share the integers' lanes) and moves."""
+
+_CLASSES = {name: re.compile(rf"(?:{pattern})(?:\.|$)") for name, pattern in CLASSES.items()}
+INTEGER = "integer"
+
+
+class Instruction(NamedTuple):
+    """``predicate``: as ``"!P0"``, "" where there is none. ``opcode``: with its suffixes, as ``"MUFU.EX2"``."""
+
+    address: int
+    predicate: str
+    opcode: str
+    operands: str
+
+    @property
+    def name(self) -> str:
+        """The opcode without suffixes."""
+        return self.opcode.split(".", 1)[0]
+
+    @property
+    def never(self) -> bool:
+        """Whether it is predicated off for good: a filler that only takes its issue slot."""
+        return self.predicate == "!PT"
+
+    @property
+    def kind(self) -> str:
+        """Its entry in CLASSES, or "integer"."""
+        return next((name for name, pattern in _CLASSES.items() if pattern.match(self.opcode)), INTEGER)
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes to."""
+        found = ADDRESS.search(self.operands) if self.name == "BRA" else None
+        return int(found[1], 16) if found else None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next instruction does not follow."""
+        if self.name not in ("BRA", "BRX", "JMP", "EXIT", "RET", "BPT"):
+            return False
+        return self.predicate in ("", "PT") and not GUARD.match(self.operands)
+
+
+class Code(NamedTuple):
+    """A kernel as the compiler made it: registers and bytes of stack (spilled registers) a thread, instructions."""
+
+    registers: int
+    stack: int
+    instructions: list[Instruction]
+
+    def number(self, kind: str) -> int:
+        """How many instructions of a class the code has, wherever they are."""
+        return sum(instruction.kind == kind for instruction in self.instructions)
+
+
+def read(cubin: bytes) -> Code:
+    """Take a compiled kernel apart.
+
+    Raises:
+        ValueError: it has no function, or several.
+        subprocess.CalledProcessError: cuobjdump does not know the file.
+    """
+    from triton import knobs
+
+    cuobjdump = knobs.nvidia.cuobjdump.path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True)
+        sass = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
+    text = usage.stdout + usage.stderr
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK"))
+    return Code(registers, stack, parse(sass))
+
+
+def parse(sass: str) -> list[Instruction]:
+    """Instructions of the one function in the text of ``cuobjdump -sass``.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    instructions = [
+        Instruction(int(address, 16), predicate or "", opcode, operands)
+        for address, predicate, opcode, operands in LINE.findall(sass)
+    ]
+    if not instructions or any(
+        later.address <= earlier.address for earlier, later in zip(instructions, instructions[1:], strict=False)
+    ):
+        raise ValueError(f"sass must be the code of one function, got {sass.count('Function :')} functions in it")
+    return instructions
+
+
+# What is counted
+
+
+@dataclass
+class Counts:
+    """Instructions of one warp by class, and what some of them move and multiply.
+
+    ``flop`` has the floating-point operations of products by operand type ("BF16", "F16", "TF32"; "" where the
+    instruction does not say, as on sm_100). ``shared_bytes``: through shared memory, the operands of HGMMA included.
+    """
+
+    classes: Counter[str] = field(default_factory=Counter)
+    flop: Counter[str] = field(default_factory=Counter)
+    fp32: int = 0  # packed ones twice
+    fused: int = 0  # FFMA among them
+    shared_bytes: int = 0
+    operand_bytes: int = 0  # those that HGMMA reads
+    global_bytes: int = 0
+
+    @property
+    def issued(self) -> int:
+        """All instructions."""
+        return sum(self.classes.values())
+
+    def add(self, other: "Counts", times: int = 1) -> None:
+        """Add another's counts that many times."""
+        for own, theirs in ((self.classes, other.classes), (self.flop, other.flop)):
+            for key, value in theirs.items():
+                own[key] += times * value
+        for name in ("fp32", "fused", "shared_bytes", "operand_bytes", "global_bytes"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+
+
+def count(instructions: Iterable[Instruction]) -> Counts:
+    """Counts of instructions each of which runs once."""
+    counts = Counts()
+    for instruction in instructions:
+        kind = "control" if instruction.never else instruction.kind
+        counts.classes[kind] += 1
+        if kind == "fp32":
+            packed = re.match(r"F\w+2\b", instruction.opcode) is not None
+            counts.fp32 += 2 if packed else 1
+            if instruction.name.startswith("FFMA"):
+                counts.fused += 2 if packed else 1
+        elif kind == "product":
+            _count_product(instruction, counts)
+        elif kind in ("shared", "global"):
+            moved = WARP * access_bytes(instruction.opcode)
+            if kind == "global":
+                counts.global_bytes += moved
+            if kind == "shared" or instruction.name == "LDGSTS":
+                counts.shared_bytes += moved
+    return counts
+
+
+def _count_product(instruction: Instruction, counts: Counts) -> None:
+    """HGMMA.64xNxK reads a key operand [K, N] and, unless it lies in registers, a row operand [64, K] from shared
+    memory. HMMA.16816 is m16n8k16 of one warp."""
+    suffixes = instruction.opcode.split(".")
+    dtype = next((part for part in reversed(suffixes) if part in ("BF16", "TF32", "F16", "F32")), "")
+    if found := re.fullmatch(r"64x(\d+)x(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
+        columns, depth = int(found[1]), int(found[2])
+        counts.flop[dtype] += 2 * 64 * columns * depth // WARPGROUP
+        from_shared = instruction.operands.count("gdesc") and not re.match(
+            r"R\d+(?:\.\w+)*, R\d+(?:\.\w+)*, gdesc", instruction.operands
+        )
+        itemsize = 32 // depth  # every depth is 32 bytes: 16 of sixteen bits, 8 of thirty-two
+        read_bytes = itemsize * depth * (columns + (64 if from_shared else 0)) // WARPGROUP
+        counts.shared_bytes += read_bytes
+        counts.operand_bytes += read_bytes
+    elif found := re.fullmatch(r"(16)(8)(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
+        counts.flop[dtype] += 2 * int(found[1]) * int(found[2]) * int(found[3])
+    else:
+        counts.flop[""] += 0
+
+
+def access_bytes(opcode: str) -> int:
+    """Bytes a thread that a load or store moves. LDSM and STSM move 8 × 8 matrices of sixteen bits, 4 bytes a thread
+    each."""
+    parts = opcode.split(".")
+    if parts[0] in ("LDSM", "STSM"):
+        return 4 * int(parts[-1]) if parts[-1].isdigit() else 4
+    for part, size in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1)):
+        if part in parts:
+            return size
+    return 4
+
+
+# Loops
+
+
+class Block(NamedTuple):
+    """Instructions that run one after the other; where they go on, by the first address of each block."""
+
+    instructions: tuple[Instruction, ...]
+    successors: tuple[int, ...]
+
+
+@dataclass
+class Loop:
+    """A natural loop: the blocks it consists of by address, those of the loops within it included."""
+
+    head: int
+    blocks: dict[int, Block]
+    inner: list["Loop"] = field(default_factory=list)
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        """All of them, inner loops included."""
+        return [each for address in sorted(self.blocks) for each in self.blocks[address].instructions]
+
+    @property
+    def is_wait(self) -> bool:
+        """Whether it only polls a barrier."""
+        return any(each.name == "SYNCS" for each in self.instructions) and len(self.instructions) < 8
+
+    def path(self) -> tuple[list[Instruction], list["Loop"]]:
+        """An iteration as it usually goes: (instructions outside inner loops, inner loops that it passes).
+
+        Of all ways through the loop, those which leave out no product and no exponential, and of them the shortest:
+        it skips what runs in few iterations, such as the masks of diagonal and ragged tiles.
+        """
+        return _usual_path(self.head, self.blocks, self.inner)
+
+
+def blocks(instructions: list[Instruction]) -> dict[int, Block]:
+    """The control flow from the first instruction; code that only calls reach is left out."""
+    after = {each.address: later.address for each, later in zip(instructions, instructions[1:], strict=False)}
+    starts = {instructions[0].address}
+    for each in instructions:
+        if each.target is not None:
+            starts.add(each.target)
+        if (each.target is not None or each.ends) and each.address in after:
+            starts.add(after[each.address])
+    out: dict[int, Block] = {}
+    run: list[Instruction] = []
+    for each in instructions:
+        run.append(each)
+        following = after.get(each.address)
+        if following is None or following in starts:
+            goes_on = [] if each.ends or following is None else [following]
+            jumps = [] if each.target is None or each.never else [each.target]
+            out[run[0].address] = Block(tuple(run), tuple(dict.fromkeys(jumps + goes_on)))
+            run = []
+    reached = set(_reachable(out, instructions[0].address))
+    return {address: block for address, block in out.items() if address in reached}
+
+
+def _reachable(graph: dict[int, Block], start: int) -> list[int]:
+    """Addresses of blocks in reverse postorder."""
+    order: list[int] = []
+    seen = {start}
+    stack: list[tuple[int, Iterator[int]]] = [(start, iter(graph[start].successors))]
+    while stack:
+        address, successors = stack[-1]
+        following = next((each for each in successors if each not in seen and each in graph), None)
+        if following is None:
+            order.append(address)
+            stack.pop()
+        else:
+            seen.add(following)
+            stack.append((following, iter(graph[following].successors)))
+    return order[::-1]
+
+
+def _predecessors(graph: dict[int, Block]) -> dict[int, list[int]]:
+    out: dict[int, list[int]] = {address: [] for address in graph}
+    for address, block in graph.items():
+        for following in block.successors:
+            if following in out:
+                out[following].append(address)
+    return out
+
+
+def _dominators(graph: dict[int, Block], start: int) -> dict[int, int]:
+    """The nearest block that every way to a block passes (Cooper, Harvey and Kennedy's iteration)."""
+    order = _reachable(graph, start)
+    place = {address: index for index, address in enumerate(order)}
+    before = _predecessors(graph)
+    nearest = {start: start}
+    changed = True
+    while changed:
+        changed = False
+        for address in order[1:]:
+            known = [each for each in before[address] if each in nearest]
+            common = known[0]
+            for other in known[1:]:
+                while common != other:
+                    if place[common] > place[other]:
+                        common = nearest[common]
+                    else:
+                        other = nearest[other]
+            if nearest.get(address) != common:
+                nearest[address] = common
+                changed = True
+    return nearest
+
+
+def loops(instructions: list[Instruction]) -> list[Loop]:
+    """All loops by address, outer before inner; ``Loop.inner`` has those directly within."""
+    graph = blocks(instructions)
+    start = instructions[0].address
+    nearest = _dominators(graph, start)
+    before = _predecessors(graph)
+    bodies: dict[int, set[int]] = {}
+    for address, block in graph.items():
+        for head in block.successors:
+            if head in graph and _dominates(head, address, nearest):
+                bodies.setdefault(head, {head}).update(_body(head, address, before))
+    found = [Loop(head, {address: graph[address] for address in sorted(body)}) for head, body in sorted(bodies.items())]
+    for loop in found:
+        around = [other for other in found if other is not loop and loop.head in other.blocks]
+        if around:
+            min(around, key=lambda other: len(other.blocks)).inner.append(loop)
+    return found
+
+
+def _dominates(head: int, address: int, nearest: dict[int, int]) -> bool:
+    while address != head and nearest[address] != address:
+        address = nearest[address]
+    return address == head
+
+
+def _body(head: int, latch: int, before: dict[int, list[int]]) -> set[int]:
+    """Blocks from which the latch is reached without passing the head."""
+    body, stack = {head, latch}, [latch]
+    while stack:
+        address = stack.pop()
+        if address != head:
+            new = [each for each in before[address] if each not in body]
+            body.update(new)
+            stack.extend(new)
+    return body
+
+
+def hot_loops(found: list[Loop]) -> list[Loop]:
+    """The outermost loops that multiply on tensor cores; failing that, the largest ones that take exponentials;
+    failing that, the largest."""
+    inner = {id(each) for loop in found for each in loop.inner}
+    outer = [loop for loop in found if id(loop) not in inner and not loop.is_wait]
+    for kind in ("product", "exp2"):
+        hot = [loop for loop in outer if any(each.kind == kind for each in loop.instructions)]
+        if hot:
+            return hot
+    return sorted(outer, key=lambda loop: len(loop.instructions))[-1:]
+
+
+def _usual_path(head: int, graph: dict[int, Block], inner: list[Loop]) -> tuple[list[Instruction], list[Loop]]:
+    """See Loop.path. Inner loops are one block each; what remains without the ways back to the head has no cycle."""
+    owner = {address: each for each in inner for address in each.blocks}
+    nodes: dict[int, Block] = {}
+    for address, block in graph.items():
+        loop = owner.get(address)
+        key = loop.head if loop else address
+        leaves = [owner[each].head if each in owner else each for each in block.successors if each in graph]
+        inside = nodes.get(key, Block((), ()))
+        own = () if loop else block.instructions
+        onward = [each for each in leaves if each != key]
+        back = [head] if head in block.successors and not loop else []
+        nodes[key] = Block(inside.instructions + own, tuple(dict.fromkeys([*inside.successors, *onward, *back])))
+    cost: dict[int, tuple[int, int]] = {}
+    following: dict[int, int | None] = {}
+    loops_at = {each.head: each for each in inner}
+    for address in reversed(_reachable(nodes, head)):
+        block = nodes[address]
+        work = loops_at[address].instructions if address in loops_at else list(block.instructions)
+        valued = sum(each.kind in ("product", "exp2") for each in work)
+        onward = [each for each in block.successors if each != head and each in cost]
+        best = min(onward, key=lambda each: cost[each], default=None)
+        ends = head in block.successors or not block.successors
+        if ends and (best is None or cost[best] > (0, 0)):
+            best = None
+        rest = cost[best] if best is not None else ((0, 0) if ends else (1 << 30, 0))
+        cost[address] = (rest[0] - valued, rest[1] + len(work))
+        following[address] = best
+    instructions: list[Instruction] = []
+    passed: list[Loop] = []
+    at: int | None = head
+    while at is not None:
+        if at in loops_at:
+            passed.append(loops_at[at])
+        else:
+            instructions += nodes[at].instructions
+        at = following[at]
+    return instructions, passed
