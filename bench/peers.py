@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dogo_fast import functional, reference
 from dogo_fast.ops import extension
+from dogo_fast.work import Shape, needed
 
 Loss = Callable[..., Tensor]
 
@@ -58,13 +59,10 @@ def exp_rates() -> tuple[float, float]:
     return x.numel() / theirs, x.numel() / ours
 
 
-def work(N: int, D: int) -> tuple[float, float]:
-    """Floating-point operations of products, and exponentials, that the whole loss takes forward and backward.
-
-    Of each peer there are 2N² distinct cosines (½N² within each view, N² across), multiplied once a pass: 4N²D. The
-    gradient multiplies all (2N)² weights: 8N²D. Exponentials a pass: 2N² of NT-Xent, N² of the KL.
-    """
-    return 2 * (4 + 4 + 8) * N**2 * D, 2 * 2 * 3 * N**2
+def work(N: int, D: int) -> tuple[int, int]:
+    """Floating-point operations of products, and exponentials, that the whole loss takes forward and backward."""
+    total = needed(Shape("dogo_loss", N, (D, D)))
+    return total.flop, total.exponentials
 
 
 PEAK = """

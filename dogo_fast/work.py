@@ -1,0 +1,229 @@
+"""How much work the losses need, and how much the Triton kernels do.
+
+*Needed* is what no way of computing a loss exactly can do without, given that nothing of size N × N is kept: every
+cosine is multiplied once a pass (S = Sᵀ: half of each view's own square), its exponentials are taken once a pass, and
+the gradient multiplies every weight with a row. Inputs are read once a pass, gradients are written once. The few
+numbers a row that a forward pass saves are left out.
+
+*Done* is what the kernels of dogo_fast.kernels run: whole squares, tiles padded to their size, and in the gradient of
+each peer the other peer's cosines too. Counted from the arguments of a launch, so that it holds for any shape.
+
+Floating-point operations are those of products: 2 for a multiply-add.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
+PASSES = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations, exponentials, and bytes that pass through the device's memory."""
+
+    flop: int = 0
+    exponentials: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.flop + other.flop,
+            self.exponentials + other.exponentials,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A loss at a size.
+
+    Args:
+        loss: "nt_xent" (one peer), "similarity_kl" or "dogo_loss" (two).
+        rows: N, or the queries of the similarity KL.
+        widths: columns of each peer's rows.
+        itemsize: bytes a number of the inputs and gradients.
+        keys: of the similarity KL; N by default.
+        teacher_learns: whether the second peer of the similarity KL gets a gradient too.
+
+    Raises:
+        ValueError: a loss that is none, a number of widths that does not fit it, or sizes below 1.
+    """
+
+    loss: str
+    rows: int
+    widths: tuple[int, ...]
+    itemsize: int = 4
+    keys: int | None = None
+    teacher_learns: bool = False
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        peers = 1 if self.loss == "nt_xent" else 2
+        if len(self.widths) != peers:
+            raise ValueError(f"widths must have {peers} entries for {self.loss}, got {len(self.widths)}")
+        if min(self.rows, self.columns, self.itemsize, *self.widths) < 1:
+            raise ValueError(f"rows, keys, widths and itemsize must be at least 1, got {self}")
+        if self.keys is not None and self.loss != "similarity_kl":
+            raise ValueError(f"keys must be None for {self.loss}, got {self.keys}")
+
+    @property
+    def columns(self) -> int:
+        """Keys of a row."""
+        return self.rows if self.keys is None else self.keys
+
+
+def needed(shape: Shape, passes: tuple[str, ...] = PASSES) -> Work:
+    """The least work of a loss, see the head of this module.
+
+    Of a peer of NT-Xent, with 2N rows: 2N² distinct cosines a pass (½N² within each view, N² across), so 4N²D; as many
+    exponentials; the gradient multiplies all (2N)² weights, 8N²D. Of the similarity KL, with R queries and C keys: RC
+    cosines of both peers a pass and as many exponentials each; the gradient multiplies RC weights for the queries and
+    again for the keys. The whole loss has both on the same cosines, and adds the weights before it multiplies them.
+
+    Raises:
+        ValueError: a pass that is none.
+    """
+    if unknown := set(passes) - set(PASSES):
+        raise ValueError(f"passes must be of {', '.join(PASSES)}, got {', '.join(sorted(unknown))}")
+    total = Work()
+    for one in passes:
+        for peer in range(len(shape.widths)):
+            total += _needed_by_peer(shape, peer, one == "backward")
+    return total
+
+
+def _needed_by_peer(shape: Shape, peer: int, backward: bool) -> Work:
+    width, pairs = shape.widths[peer], shape.rows * shape.columns
+    cosines = pairs if shape.loss == "similarity_kl" else 2 * pairs
+    exponentials = {"nt_xent": 2, "similarity_kl": 1, "dogo_loss": 3}[shape.loss] * pairs
+    flop, size = 2 * cosines * width, (shape.rows + shape.columns) * width * shape.itemsize
+    if not backward:
+        return Work(flop, exponentials, size)
+    if shape.loss == "similarity_kl" and peer == 1 and not shape.teacher_learns:
+        return Work(flop, exponentials, size)
+    weights = (2 if shape.loss == "similarity_kl" else 4) * pairs
+    return Work(flop + 2 * weights * width, exponentials, size, size)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time of some work on a machine: seconds by what may limit it, which of these does, and the total."""
+
+    seconds: dict[str, float]
+    limiter: str
+    total: float
+
+
+def bound(shape: Shape, rates: Mapping[str, float], overlap: bool = False) -> Bound:
+    """The least time of a loss, forward and backward, at rates measured on the machine.
+
+    Args:
+        shape: of the loss.
+        rates: a second: "gemm" (FLOP of a matrix product in the dtype of the inputs), "exp2" (exponentials) and, if
+            memory is to count, "copy" (bytes read and written by a copy).
+        overlap: whether products and exponentials run at the same time, as on a GPU (tensor cores and special-function
+            units) and not on a CPU. Memory always does.
+
+    Raises:
+        ValueError: a rate that is missing or not above 0.
+    """
+    for name in ("gemm", "exp2", "copy"):
+        value = rates.get(name)
+        if (value is None and name != "copy") or (value is not None and not value > 0):
+            raise ValueError(f"rates must have {name!r} above 0, got {value}")
+    work = needed(shape)
+    seconds = {"products": work.flop / rates["gemm"], "exponentials": work.exponentials / rates["exp2"]}
+    arithmetic = max(seconds.values()) if overlap else sum(seconds.values())
+    if "copy" in rates:
+        seconds["memory"] = (work.bytes_read + work.bytes_written) / rates["copy"]
+    limiter = max(seconds, key=lambda name: seconds[name])
+    return Bound(seconds, limiter, max(arithmetic, seconds.get("memory", 0.0)))
+
+
+# What the kernels do
+
+
+class TileLoop(NamedTuple):
+    """Tiles that a kernel treats alike. A tile is BLOCK_M rows by BLOCK_N keys.
+
+    ``widths``: columns of each product it makes, 2 · BLOCK_M · BLOCK_N FLOP a column. ``exponentials``: for each of
+    its elements; rescaling a running maximum takes a few more a row. ``tiles``: how many there are in a launch.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    exponentials: int
+    tiles: int
+
+
+def tile_loops(kernel: str, values: Mapping[str, Any]) -> list[TileLoop]:
+    """The loops over tiles in a launch of ``statistics_kernel`` or ``gradient_kernel``, by its arguments and switches.
+
+    Raises:
+        ValueError: another kernel.
+    """
+    if kernel == "statistics_kernel":
+        return _statistics_loops(values)
+    if kernel == "gradient_kernel":
+        return _gradient_loops(values)
+    raise ValueError(f"kernel must be statistics_kernel or gradient_kernel, got {kernel}")
+
+
+def _blocks(rows: int, block: int) -> int:
+    return -(-rows // block)
+
+
+def _statistics_loops(values: Mapping[str, Any]) -> list[TileLoop]:
+    """Row blocks of both views against both views, whole squares; the column splits share the keys of a row block."""
+    keys = _blocks(values["rows_b"], values["BLOCK_N"])
+    a, b = (_blocks(values[rows], values["BLOCK_M"]) * keys for rows in ("rows_a", "rows_b"))
+    nt, kl = values["NT"], values["KL"]
+    widths = (values["WIDTH_1"], values["WIDTH_2"])
+    out: list[TileLoop] = []
+    if nt:
+        # where the KL walks the cross-view tiles of view a, it takes NT-Xent's share along
+        out += [
+            TileLoop(f"NT-Xent, peer {peer + 1}", (widths[peer],), 1, (a + 2 * b) if kl else 2 * (a + b))
+            for peer in range(2 if kl else 1)
+        ]
+    if kl:
+        out.append(TileLoop("both peers, cross-view", widths, 4 if nt else 2, a))
+    return out
+
+
+def _gradient_loops(values: Mapping[str, Any]) -> list[TileLoop]:
+    """Of each peer that gets a gradient: row blocks of both views, its own view first, then the other."""
+    m, n = values["BLOCK_M"], values["BLOCK_N"]
+    a, b = values["rows_a"], values["rows_b"]
+    nt_exponentials = 1 if values["NT_STATIC"] else 2
+    widths = (values["WIDTH_1"], values["WIDTH_2"])
+    out: list[TileLoop] = []
+    for peer in range(1 if values["PEER_2"] == "none" else 2):
+        own, other = widths[peer], widths[1 - peer]
+        if values["NT"]:
+            same = _blocks(a, m) * _blocks(a, n) + _blocks(b, m) * _blocks(b, n)
+            out.append(TileLoop(f"own view, peer {peer + 1}", (own, own), nt_exponentials, same))
+        cross = _blocks(a, m) * _blocks(b, n) + _blocks(b, m) * _blocks(a, n)
+        exponentials = (nt_exponentials if values["NT"] else 0) + (2 if values["KL"] else 0)
+        products = (own, other, own) if values["KL"] else (own, own)
+        out.append(TileLoop(f"other view, peer {peer + 1}", products, exponentials, cross))
+    return out
+
+
+def done(kernel: str, values: Mapping[str, Any]) -> Work:
+    """FLOP and exponentials that a launch of a tiled kernel runs; its bytes are left at 0.
+
+    Raises:
+        ValueError: another kernel.
+    """
+    loops = tile_loops(kernel, values)
+    elements = values["BLOCK_M"] * values["BLOCK_N"]
+    total = Work()
+    for loop in loops:
+        total += Work(loop.tiles * 2 * elements * sum(loop.widths), loop.tiles * elements * loop.exponentials)
+    return total

@@ -1,0 +1,139 @@
+"""Counted work: of the kernels against what the interpreter really multiplies and exponentiates, of the losses against
+recorded figures and a count by hand."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dogo_fast.functional import dogo_loss, nt_xent, similarity_kl
+from dogo_fast.ops import launch
+from dogo_fast.ops.backend import interpreting
+from dogo_fast.work import Shape, Work, bound, done, needed
+
+RECORDED = Path(__file__).parents[1] / "bench" / "results" / "tiled-cpu.json"
+
+CASES = {
+    "dogo_loss": lambda views: dogo_loss(tuple(views[:2]), tuple(views[2:]), backend="triton").loss,
+    "nt_xent": lambda views: nt_xent(*views[:2], backend="triton"),
+    "similarity_kl": lambda views: similarity_kl(tuple(views[:2]), tuple(views[2:]), backend="triton"),
+}
+
+
+@pytest.mark.skipif(not interpreting(), reason="counts what Triton's interpreter runs")
+@pytest.mark.parametrize("loss", CASES)
+@pytest.mark.parametrize(("N", "widths"), [(70, (24, 40)), (33, (16, 300))])
+def test_what_the_kernels_do_is_what_the_interpreter_runs(
+    loss: str, N: int, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counted: Counter[str] = Counter()
+    launched: dict[str, tuple[Work, Work]] = {}
+    dot, exp2, run = InterpreterBuilder.create_dot, InterpreterBuilder.create_exp2, launch.run
+
+    def counting_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        counted["flop"] += 2 * a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
+        return dot(self, a, b, *rest)
+
+    def counting_exp2(self: Any, x: Any) -> Any:
+        counted["exponentials"] += x.data.size
+        return exp2(self, x)
+
+    def counting_run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
+        counted.clear()
+        run(kernel, grid, *arguments, **switches)
+        if "BLOCK_M" in switches:
+            values = dict(zip(kernel.arg_names, arguments, strict=False)) | switches
+            real = Work(counted["flop"], counted["exponentials"])
+            launched[kernel.__name__] = (done(kernel.__name__, values), real)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counting_dot)
+    monkeypatch.setattr(InterpreterBuilder, "create_exp2", counting_exp2)
+    monkeypatch.setattr(launch, "run", counting_run)
+    views = [torch.randn(N, widths[i // 2], requires_grad=True) for i in range(4)]
+    CASES[loss](views).backward()
+    assert set(launched) == {"statistics_kernel", "gradient_kernel"}
+    for counts, real in launched.values():
+        assert counts == real and real.flop > 0 and real.exponentials > 0
+
+
+def test_other_kernels_have_no_tiles() -> None:
+    with pytest.raises(ValueError, match="got normalize_kernel"):
+        done("normalize_kernel", {})
+
+
+def test_needed_work_by_hand() -> None:
+    """N = 3: 15 distinct pairs of 6 rows and their 6 squares are taken as 2N² = 18."""
+    assert needed(Shape("nt_xent", 3, (5,), 2), ("forward",)) == Work(2 * 18 * 5, 18, 6 * 5 * 2, 0)
+    assert needed(Shape("nt_xent", 3, (5,), 2), ("backward",)) == Work(2 * 18 * 5 + 2 * 36 * 5, 18, 60, 60)
+    kl = Shape("similarity_kl", 3, (5, 7), 4, keys=4)
+    assert needed(kl, ("forward",)) == Work(2 * 12 * (5 + 7), 24, 7 * 12 * 4, 0)
+    assert needed(kl, ("backward",)) == Work(2 * 12 * 12 + 2 * 24 * 5, 24, 7 * 12 * 4, 7 * 5 * 4)
+    both = Shape("similarity_kl", 3, (5, 7), 4, keys=4, teacher_learns=True)
+    assert needed(both, ("backward",)) == Work(2 * 12 * 12 + 2 * 24 * 12, 24, 7 * 12 * 4, 7 * 12 * 4)
+
+
+def test_kernels_do_more_than_is_needed() -> None:
+    """Whole squares forward, 2 of 1; backward 20 products for 12 a peer, and 16 exponentials for 6."""
+    from dogo_fast import compile_report
+
+    case = compile_report.Case("dogo_loss", "bfloat16", 128, 4096, "static")
+    kernels = {each.kernel.__name__: each.values for each in compile_report.launches(case, "sm_90")}
+    shape = Shape("dogo_loss", 4096, (128, 128), 2)
+    for kernel, one, products, exponentials in (
+        ("statistics_kernel", "forward", 2.0, 10 / 6),
+        ("gradient_kernel", "backward", 20 / 12, 16 / 6),
+    ):
+        real, least = done(kernel, kernels[kernel]), needed(shape, (one,))
+        assert (real.flop / least.flop, real.exponentials / least.exponentials) == (products, exponentials)
+
+
+def test_bound_of_the_recorded_run() -> None:
+    """On a CPU products and exponentials take turns: the formula of bench/results/tiled-cpu.json."""
+    for benchmark in json.loads(RECORDED.read_text())["benchmarks"]:
+        info = benchmark["extra_info"]
+        recorded = info["roofline"]
+        shape = Shape("dogo_loss", info["N"], (info["D"], info["D"]))
+        work = needed(shape)
+        assert (work.flop, work.exponentials) == (recorded["flop"], recorded["exponentials"])
+        least = bound(shape, recorded["rates"])
+        assert least.total == pytest.approx(recorded["bound_seconds"], rel=1e-12) and least.limiter == "products"
+
+
+def test_bound_where_pipes_overlap() -> None:
+    shape = Shape("dogo_loss", 1000, (64, 64), 2)
+    rates = {"gemm": 2e12, "exp2": 1e9, "copy": 1e9}
+    expected = {"products": 32 * 64e6 / 2e12, "exponentials": 12e6 / 1e9, "memory": 12 * 64e3 * 2 / 1e9}
+    least = bound(shape, rates, overlap=True)
+    assert least.seconds == pytest.approx(expected) and least.limiter == "exponentials"
+    assert least.total == pytest.approx(expected["exponentials"])
+    slow = bound(shape, rates | {"copy": 1e6}, overlap=True)
+    assert slow.limiter == "memory" and slow.total == slow.seconds["memory"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss": "triplet"}, "loss must be one of nt_xent, similarity_kl, dogo_loss, got 'triplet'"),
+        ({"widths": (8,)}, "widths must have 2 entries for dogo_loss, got 1"),
+        ({"rows": 0}, "must be at least 1"),
+        ({"keys": 3}, "keys must be None for dogo_loss, got 3"),
+    ],
+)
+def test_wrong_shapes(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Shape(**({"loss": "dogo_loss", "rows": 4, "widths": (8, 8)} | wrong))
+
+
+def test_wrong_rates_and_passes() -> None:
+    shape = Shape("dogo_loss", 4, (8, 8))
+    with pytest.raises(ValueError, match="rates must have 'exp2' above 0, got None"):
+        bound(shape, {"gemm": 1.0})
+    with pytest.raises(ValueError, match="rates must have 'copy' above 0, got 0"):
+        bound(shape, {"gemm": 1.0, "exp2": 1.0, "copy": 0})
+    with pytest.raises(ValueError, match="passes must be of forward, backward, got sideways"):
+        needed(shape, ("sideways",))
