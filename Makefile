@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test sanitize bench-cpu bench-train lint compile-report docs clean
+.PHONY: pretrain test sanitize bench-cpu bench-train lint compile-report roofline docs clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
@@ -48,9 +48,7 @@ bench-train: $(VENV)/.installed-test
 compile-report: $(VENV)/.installed-train
 	$(BIN)/python -m dogo_fast.compile_report $(ARGS)
 
-# The documentation as a site: build/site/index.html.
-docs: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs build --strict $(ARGS)
+.PHONY: pretrain test sanitize bench-cpu bench-train lint compile-report roofline docs clean
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

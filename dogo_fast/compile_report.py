@@ -96,6 +96,7 @@ class Launch(NamedTuple):
     """A recorded launch: positional arguments, and what was passed by name."""
 
     kernel: Any
+    grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     switches: dict[str, Any]
 
@@ -120,7 +121,7 @@ def launches(case: Case, target: str) -> list[Launch]:
     recorded: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
-        recorded.append(Launch(kernel, arguments, switches))
+        recorded.append(Launch(kernel, grid, arguments, switches))
 
     dtype = getattr(torch, case.dtype)
     if case.loss == "augment":

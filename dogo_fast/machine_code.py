@@ -7,6 +7,7 @@ That also holds blocks which the compiler moved behind the end of the kernel, as
 Counts are of one warp. An HGMMA is one instruction of four warps (a warpgroup) together: each counts a quarter of it.
 """
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -19,8 +20,11 @@ from typing import NamedTuple
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.MULTILINE)
 ADDRESS = re.compile(r"0x([0-9a-f]+)\)?$")
 GUARD = re.compile(r"^!?U?P[T\d]")
+INSTRUCTION_BYTES = 16
 WARP = 32
 WARPGROUP = 4
+BANKS = 128
+"""Bytes that all banks of shared memory hand out in a pass."""
 
 CLASSES = {
     "product": r"[HQI]GMMA|[HIQ]MMA|UTC\w*MMA",
@@ -73,9 +77,12 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes to."""
-        found = ADDRESS.search(self.operands) if self.name == "BRA" else None
-        return int(found[1], 16) if found else None
+        """Where a branch goes to. A call of the instruction after the next is one too: the compiler leaves loops so,
+        over the branch back. Other calls return."""
+        found = ADDRESS.search(self.operands) if self.name in ("BRA", "CALL") else None
+        address = int(found[1], 16) if found else None
+        over = self.address + 2 * INSTRUCTION_BYTES
+        return address if self.name == "BRA" or address == over else None
 
     @property
     def ends(self) -> bool:
@@ -127,9 +134,7 @@ def parse(sass: str) -> list[Instruction]:
         Instruction(int(address, 16), predicate or "", opcode, operands)
         for address, predicate, opcode, operands in LINE.findall(sass)
     ]
-    if not instructions or any(
-        later.address <= earlier.address for earlier, later in zip(instructions, instructions[1:], strict=False)
-    ):
+    if not instructions or any(later.address <= earlier.address for earlier, later in itertools.pairwise(instructions)):
         raise ValueError(f"sass must be the code of one function, got {sass.count('Function :')} functions in it")
     return instructions
 
@@ -141,8 +146,11 @@ def parse(sass: str) -> list[Instruction]:
 class Counts:
     """Instructions of one warp by class, and what some of them move and multiply.
 
-    ``flop`` has the floating-point operations of products by operand type ("BF16", "F16", "TF32"; "" where the
-    instruction does not say, as on sm_100). ``shared_bytes``: through shared memory, the operands of HGMMA included.
+    ``flop`` has the floating-point operations of products by operand type ("BF16", "F16", "TF32"); those of sm_100's
+    instructions, which do not say their shape, are missing. ``shared_bytes``: through shared memory, the operands of
+    HGMMA included.
+    ``bank_bytes``: those for which the banks are busy at the least; lanes that load the same address share it, which
+    the code does not show, so that a load (LDS) counts one pass of 128 bytes, however wide.
     """
 
     classes: Counter[str] = field(default_factory=Counter)
@@ -150,6 +158,7 @@ class Counts:
     fp32: int = 0  # packed ones twice
     fused: int = 0  # FFMA among them
     shared_bytes: int = 0
+    bank_bytes: int = 0
     operand_bytes: int = 0  # those that HGMMA reads
     global_bytes: int = 0
 
@@ -163,7 +172,7 @@ class Counts:
         for own, theirs in ((self.classes, other.classes), (self.flop, other.flop)):
             for key, value in theirs.items():
                 own[key] += times * value
-        for name in ("fp32", "fused", "shared_bytes", "operand_bytes", "global_bytes"):
+        for name in ("fp32", "fused", "shared_bytes", "bank_bytes", "operand_bytes", "global_bytes"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 
@@ -186,6 +195,7 @@ def count(instructions: Iterable[Instruction]) -> Counts:
                 counts.global_bytes += moved
             if kind == "shared" or instruction.name == "LDGSTS":
                 counts.shared_bytes += moved
+                counts.bank_bytes += min(moved, BANKS) if instruction.name == "LDS" else moved
     return counts
 
 
@@ -193,7 +203,7 @@ def _count_product(instruction: Instruction, counts: Counts) -> None:
     """HGMMA.64xNxK reads a key operand [K, N] and, unless it lies in registers, a row operand [64, K] from shared
     memory. HMMA.16816 is m16n8k16 of one warp."""
     suffixes = instruction.opcode.split(".")
-    dtype = next((part for part in reversed(suffixes) if part in ("BF16", "TF32", "F16", "F32")), "")
+    dtype = next((part for part in suffixes if part in ("BF16", "TF32")), "F16")  # float16 goes without saying
     if found := re.fullmatch(r"64x(\d+)x(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
         columns, depth = int(found[1]), int(found[2])
         counts.flop[dtype] += 2 * 64 * columns * depth // WARPGROUP
@@ -203,11 +213,10 @@ def _count_product(instruction: Instruction, counts: Counts) -> None:
         itemsize = 32 // depth  # every depth is 32 bytes: 16 of sixteen bits, 8 of thirty-two
         read_bytes = itemsize * depth * (columns + (64 if from_shared else 0)) // WARPGROUP
         counts.shared_bytes += read_bytes
+        counts.bank_bytes += read_bytes
         counts.operand_bytes += read_bytes
     elif found := re.fullmatch(r"(16)(8)(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
         counts.flop[dtype] += 2 * int(found[1]) * int(found[2]) * int(found[3])
-    else:
-        counts.flop[""] += 0
 
 
 def access_bytes(opcode: str) -> int:
@@ -261,7 +270,7 @@ class Loop:
 
 def blocks(instructions: list[Instruction]) -> dict[int, Block]:
     """The control flow from the first instruction; code that only calls reach is left out."""
-    after = {each.address: later.address for each, later in zip(instructions, instructions[1:], strict=False)}
+    after = {each.address: later.address for each, later in itertools.pairwise(instructions)}
     starts = {instructions[0].address}
     for each in instructions:
         if each.target is not None:

@@ -1,6 +1,7 @@
 """Machine code, read from small texts as cuobjdump writes them; tests/test_roofline.py reads a real kernel's."""
 
 import pytest
+from sass import sass
 
 from dogo_fast.machine_code import access_bytes, count, hot_loops, loops, parse
 
@@ -14,13 +15,6 @@ PRINTED = """
         /*0020*/              @!P0 BRA 0x10 ;                                 /* 0xfffffffc00f88947 */
         /*0030*/                   EXIT ;                                     /* 0x000000000000794d */
 """
-
-
-def sass(*lines: str) -> str:
-    """The instructions at 0x0, 0x10, ...; "name: instruction" is a place that "{name}" in an operand means."""
-    places = {line.split(": ")[0]: f"0x{16 * i:x}" for i, line in enumerate(lines) if ": " in line}
-    body = [line.split(": ")[-1].format(**places) for line in lines]
-    return "\n".join(f"        /*{16 * i:04x}*/   {text} ;   /* 0x0 */" for i, text in enumerate(body))
 
 
 def test_instructions_are_read_as_cuobjdump_prints_them() -> None:
@@ -91,7 +85,21 @@ def test_a_loop_and_what_it_counts() -> None:
     # the first reads 64 rows and 64 keys of 32 bytes, the second 128 keys: its rows lie in registers
     assert counts.operand_bytes == (32 * (64 + 64) + 32 * 128) // 4
     assert counts.shared_bytes == counts.operand_bytes + 2 * 32 * 16 and counts.global_bytes == 32 * 16
+    assert counts.bank_bytes == counts.operand_bytes + 128 + 32 * 16  # lanes may load the same address
     assert hot_loops([loop]) == [loop]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "dtype", "flop"),
+    [
+        ("HGMMA.64x32x16.F32", "F16", 2 * 64 * 32 * 16 // 4), ("HGMMA.64x32x8.F32.TF32", "TF32", 2 * 64 * 32 * 8 // 4),
+        ("HMMA.16816.F32", "F16", 4096), ("HMMA.1688.F32.TF32", "TF32", 2048),
+    ],
+)  # fmt: skip
+def test_products_of_other_types(opcode: str, dtype: str, flop: int) -> None:
+    counts = count(parse(sass(f"{opcode} R24, R152, gdesc[UR8], R24")))
+    assert counts.flop == {dtype: flop}
+    assert counts.operand_bytes == (32 * 32 // 4 if opcode.startswith("HGMMA") else 0)
 
 
 def test_the_usual_path_leaves_out_no_product_and_no_exponential() -> None:
@@ -143,6 +151,14 @@ def test_a_wait_that_was_moved_behind_the_kernel_belongs_to_its_loop() -> None:
     (hot,) = hot_loops(found)
     assert (hot.head, len(hot.instructions), [each.is_wait for each in hot.inner]) == (0, 8, [True])
     assert [each.name for each in hot.path()[0]] == ["UTCHMMA", "SYNCS", "BRA", "MUFU", "BRA"]
+
+
+def test_a_call_over_the_branch_back_leaves_a_loop() -> None:
+    """As compiled for sm_80; a call of a subroutine at the end returns instead."""
+    code = parse(sass("top: MUFU.EX2 R4, R4", "@P0 CALL.REL.NOINC {slow}", "@P1 CALL.REL.NOINC {after}", "BRA {top}",
+                      "after: FADD R0, R0, R1", "@P2 BRA {after}", "EXIT", "slow: FADD R0, R0, R1",
+                      "RET.REL.NODEC R2 0x0"))  # fmt: skip
+    assert [(each.head, len(each.instructions)) for each in loops(code)] == [(0, 4), (0x40, 2)]
 
 
 def test_without_products_the_loop_with_exponentials_is_hot_and_else_the_largest() -> None:

@@ -1,0 +1,260 @@
+"""The static roofline: from counts to clocks by hand, and of kernels that are really compiled for sm_90."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sass import sass
+
+from dogo_fast import roofline
+from dogo_fast.compile_report import Case
+from dogo_fast.machine_code import Counts, loops, parse
+from dogo_fast.roofline import ARCHITECTURES, Prediction, Tiles, pipe_clocks, predict_loop, programs_held
+from dogo_fast.work import TileLoop
+
+RECORDED = Path(__file__).parents[1] / "bench" / "results"
+SM_90 = ARCHITECTURES["sm_90"]
+
+COMPILE = """
+import json, sys
+from dogo_fast.compile_report import Case
+from dogo_fast.roofline import as_json, predict_case
+cases = [Case(loss, "bfloat16", 128, 4096, "static") for loss in ("dogo_loss", "nt_xent")]
+print(json.dumps([as_json(each) for case in cases for each in predict_case(case, "sm_90")]))
+"""
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, where kernels can be compiled."""
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
+    return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[str, str], dict[str, Any]]:
+    """Predictions of the tiled kernels by loss and kernel."""
+    done = run("-c", COMPILE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {(each["case"]["loss"], each["kernel"]): each for each in found}
+
+
+# loss, kernel: FLOP and exponentials an element of each of its loops, how many there are, clocks of the needed work for
+# each pair: the larger of FLOP / 4096 and exponentials / 16
+TRUTH = {
+    ("dogo_loss", "statistics_kernel"): ({(256, 1): 6, (512, 4): 1}, 6 / 16),
+    ("dogo_loss", "gradient_kernel"): ({(512, 1): 4, (768, 3): 4}, 24 * 128 / 4096),
+    ("nt_xent", "statistics_kernel"): ({(256, 1): 2}, 4 * 128 / 4096),
+    ("nt_xent", "gradient_kernel"): ({(512, 1): 4}, 12 * 128 / 4096),
+}
+
+
+@pytest.mark.parametrize(("loss", "kernel"), TRUTH)
+def test_compiled_loops_have_the_work_of_their_tiles(compiled: dict[Any, Any], loss: str, kernel: str) -> None:
+    """Nothing spilled, every product accounted for, one exponential an element of NT-Xent, two of the KL's peers."""
+    found, (loop_kinds, least) = compiled[loss, kernel], TRUTH[loss, kernel]
+    assert found["unmatched"] == [] and found["stack"] == 0
+    counted = Counter((loop["per_element"]["flop"], loop["per_element"]["exp2"]) for loop in found["loops"])
+    assert counted == loop_kinds
+    for loop in found["loops"]:
+        assert loop["spill_instructions"] == 0 and loop["tiles_an_iteration"] == 1
+        # a tile of 128 × 64: what its FLOP and exponentials take at the least
+        assert loop["clocks"]["tensor"] == pytest.approx(128 * 64 * loop["per_element"]["flop"] / 4096)
+        assert loop["clocks"]["special"] == pytest.approx(128 * 64 * loop["per_element"]["exp2"] / 16)
+        assert max(loop["clocks"].values()) <= loop["in_turns"] * (1 + 1e-12)
+        assert loop["clocks"]["issue"] == pytest.approx(128 * 64 * loop["per_element"]["issued"] / 128)
+    assert found["clocks_needed"] == pytest.approx(least)
+    assert found["share_overlapped"] == pytest.approx(least / found["clocks_overlapped"])
+    assert 0 < found["share_in_turns"] <= found["share_overlapped"] < 1
+
+
+def test_compiled_kernels_take_the_clocks_of_their_tiles(compiled: dict[Any, Any]) -> None:
+    """N = 4096: each of NT-Xent's four squares of pairs (or eight, of two peers) once, at its loops' mean."""
+    found = compiled["nt_xent", "gradient_kernel"]
+    tile = [max(loop["clocks"].values()) for loop in found["loops"]]
+    assert found["clocks_overlapped"] == pytest.approx(4 * sum(tile) / len(tile) / (128 * 64))
+    found = compiled["dogo_loss", "statistics_kernel"]
+    by_exponentials: dict[float, list[float]] = {1.0: [], 4.0: []}
+    for loop in found["loops"]:
+        by_exponentials[loop["per_element"]["exp2"]].append(max(loop["clocks"].values()))
+    mean = {key: sum(values) / len(values) for key, values in by_exponentials.items()}
+    assert found["clocks_overlapped"] == pytest.approx((6 * mean[1.0] + mean[4.0]) / (128 * 64))
+
+
+def test_other_kernels_have_no_clocks(compiled: dict[Any, Any]) -> None:
+    normalize, finalize = (compiled["dogo_loss", f"{name}_kernel"] for name in ("normalize", "finalize"))
+    # four views read and written in two bytes a number, and an inverse norm of each row
+    assert normalize["bytes_moved"] == 4 * 4096 * (128 * 2 + 128 * 2 + 4) and normalize["limiter"] == "memory"
+    assert finalize["limiter"] == "latency" and finalize["clocks_overlapped"] is None
+
+
+def test_clocks_of_each_pipe_by_hand() -> None:
+    counts = Counts(
+        Counter({"exp2": 3, "special": 1, "conversion": 2, "multiply": 2, "integer": 5, "packing": 1, "shuffle": 2}),
+        Counter({"BF16": 4096, "TF32": 1024}), fp32=10, shared_bytes=9999, bank_bytes=1024,
+    )  # fmt: skip
+    assert pipe_clocks(counts, 8, SM_90) == {
+        "tensor": 8 * 4096 / 4096 + 8 * 1024 / 2048,
+        "special": 256 * 6 / 16,
+        "fp32": 256 * 12 / 128,
+        "integer": 256 * 6 / 64,
+        "issue": 16 * 8 / 4,
+        "shared": (1024 * 8 + 2 * 4 * 256) / 128,
+    }
+    counts.classes["multiply"] = 40
+    assert pipe_clocks(counts, 8, SM_90)["fp32"] == 256 * 40 / 64  # at the integers' rate
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "held"),
+    [(255, 131840, 8, 1), (128, 8192, 8, 2), (64, 100 * 1024, 4, 2), (32, 0, 1, 32), (32, 32, 8, 8), (40, 64, 4, 12)],
+)
+def test_programs_that_a_multiprocessor_holds(registers: int, shared: int, warps: int, held: int) -> None:
+    assert programs_held(registers, shared, warps, SM_90) == held
+
+
+def test_architectures_have_the_published_rates() -> None:
+    """Dense bf16 of an H100 SXM (989.4 TFLOP/s at 1.83 GHz), an A100 (312) and a B200 (2250); fp32 of the first two."""
+    published = [
+        ("sm_90", "BF16", 132, 1.83e9, 989.4e12), ("sm_80", "BF16", 108, 1.41e9, 312e12),
+        ("sm_100", "BF16", 148, 1.85e9, 2250e12), ("sm_90", "F32", 132, 1.98e9, 66.9e12),
+        ("sm_80", "F32", 108, 1.41e9, 19.5e12),
+    ]  # fmt: skip
+    for name, dtype, multiprocessors, clock, flop in published:
+        rates = ARCHITECTURES[name].rates(dtype, multiprocessors, clock)
+        assert rates["gemm"] == pytest.approx(flop, rel=5e-3) and rates["exp2"] == 16 * multiprocessors * clock
+
+
+# Loops matched by hand: tiles of 64 × 16, one warp a 16th of it; a HMMA has 4096 FLOP, so a tile of 32 columns 16
+
+HMMA = "HMMA.16816.F32.BF16 R0, R1, R2, R3"
+EXP = "MUFU.EX2 R0, R0"
+
+
+def predicted(kinds: list[TileLoop], *lines: str, dtype: str = "bfloat16") -> roofline.LoopPrediction | None:
+    outer = loops(parse(sass(*lines)))[0]
+    return predict_loop(outer, Tiles(64, 16, 4, kinds), SM_90, dtype)
+
+
+def test_an_unrolled_loop_has_several_tiles_an_iteration() -> None:
+    kinds = [TileLoop("one", (32,), 1, 9), TileLoop("three", (32, 32, 32), 3, 9)]
+    for number in (1, 2, 4):
+        body = [HMMA] * (4 * number) + [EXP] * (8 * number)
+        found = predicted(kinds, "MOV R0, RZ", "top: NOP", *body, "@P0 BRA {top}", "EXIT")
+        assert found is not None and (found.name, found.tiles_an_iteration) == ("one", number)
+        assert found.clocks["tensor"] == 64 * 16 * 2 * 32 / 4096 and found.clocks["special"] == 64 * 16 / 16
+        assert found.per_element["flop"] == 64 and found.per_element["exp2"] == 1
+
+
+def test_kinds_of_equal_products_differ_by_their_exponentials() -> None:
+    kinds = [TileLoop("one", (32, 32), 1, 9), TileLoop("two", (32, 32), 2, 9)]
+    for exponentials, name in ((8, "one"), (16, "two"), (17, "two"), (32, None)):
+        found = predicted(kinds, "NOP", "top: NOP", *[HMMA] * 8, *[EXP] * exponentials, "@P0 BRA {top}", "EXIT")
+        assert (found and found.name) == name
+
+
+def test_loops_over_chunks_run_as_often_as_the_products_need() -> None:
+    """128 columns in chunks of 32: the first one and one that was peeled off stand outside the loop, two within."""
+    kinds = [TileLoop("wide", (128,), 1, 9)]
+    for peeled, trips in ((0, 3), (1, 2)):
+        own = [HMMA] * 4 * (1 + peeled)
+        found = predicted(
+            kinds, "NOP", "outer: NOP", *own, "inner: FADD R1, R1, R1", *[HMMA] * 4, "@P1 BRA {inner}", *[EXP] * 8,
+            "@P0 BRA {outer}", "EXIT",
+        )  # fmt: skip
+        assert found is not None and found.per_element["flop"] == 256
+        assert found.per_element["fp32"] * 8 == trips
+
+
+def test_loops_over_chunks_that_look_alike_share_what_was_peeled_off() -> None:
+    """Two products of 128 columns in chunks of 32: of eight, three stand outside, so five are left to two loops."""
+    found = predicted(
+        [TileLoop("two wide", (128, 128), 1, 9)], "NOP", "outer: NOP", *[HMMA] * 12, "first: FADD R1, R1, R1",
+        *[HMMA] * 4, "@P1 BRA {first}", "second: FADD R1, R1, R1", *[HMMA] * 4, "@P1 BRA {second}", *[EXP] * 8,
+        "@P0 BRA {outer}", "EXIT",
+    )  # fmt: skip
+    assert found is not None and found.per_element["flop"] == 512 and found.per_element["fp32"] * 8 == 5
+
+
+def test_products_on_ordinary_lanes() -> None:
+    """float32 in full precision: 64 × 16 × 32 multiply-adds are 256 a thread, of which two fifths run in a loop."""
+    kinds = [TileLoop("full precision", (32,), 1, 9)]
+    lines = ["NOP", "outer: NOP", *["FFMA R0, R1, R2, R0"] * 136, "inner: FFMA R0, R1, R2, R0",
+             *["FFMA R0, R1, R2, R0"] * 63, "@P1 BRA {inner}", *[EXP] * 8, "@P0 BRA {outer}", "EXIT"]  # fmt: skip
+    found = predicted(kinds, *lines, dtype="float32")
+    assert found is not None and found.per_element["fp32"] * 8 == 136 + 2 * 64 and found.clocks["tensor"] == 0
+
+
+def test_products_on_both() -> None:
+    """As the gradient beside float16 rows: cosines on the tensor cores, the other half on ordinary lanes."""
+    lines = ["NOP", "top: NOP", *[HMMA] * 4, *["FFMA R0, R1, R2, R0"] * 264, *[EXP] * 8, "@P0 BRA {top}", "EXIT"]
+    found = predicted([TileLoop("both", (32, 32), 1, 9)], *lines, dtype="float16")
+    assert found is not None and found.per_element["flop"] == 64 + 2 * 264 / 8
+    assert predicted([TileLoop("one", (32,), 1, 9)], *lines) is not None  # FFMA are not counted to whole products
+    assert predicted([TileLoop("three", (32, 32, 32), 1, 9)], *lines) is None
+
+
+def test_products_that_do_not_say_their_shape() -> None:
+    """As on sm_100: the loop is matched by its exponentials, and its tile has the FLOP it should."""
+    kinds = [TileLoop("one", (32,), 1, 9), TileLoop("four", (32, 32), 4, 9)]
+    found = predicted(kinds, "NOP", "top: UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8]", *[EXP] * 32, "@P0 BRA {top}",
+                      "EXIT")  # fmt: skip
+    assert found is not None and found.name == "four" and found.per_element["flop"] == 128
+    assert found.clocks["tensor"] == 64 * 16 * 128 / 4096
+
+
+# The report
+
+
+def test_a_target_without_throughputs_is_refused() -> None:
+    with pytest.raises(ValueError, match="target must be one of sm_80, sm_90, sm_100, got gfx942"):
+        roofline.predict(None, "gfx942", Case("dogo_loss", "bfloat16", 128, 4096, "static"))  # type: ignore[arg-type]
+
+
+def test_the_interpreter_is_refused_in_one_line() -> None:
+    done = run("-m", "dogo_fast.roofline", TRITON_INTERPRET="1")
+    assert done.returncode == 1 and done.stderr == (
+        "the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it\n"
+    )
+
+
+def test_lines_of_the_report() -> None:
+    case = Case("dogo_loss", "bfloat16", 128, 4096, "static")
+    loop = roofline.LoopPrediction(
+        "own view", 0x40, 1, dict.fromkeys(roofline.PIPES, 8.192) | {"tensor": 819.2}, 1638.4,
+        dict.fromkeys(("flop", "exp2", "fp32", "integer", "packing", "uniform", "issued", "shared_bytes",
+                       "global_bytes"), 1.0), 3,
+    )  # fmt: skip
+    kernel = Prediction(
+        "sm_90", case, "gradient_kernel", "128x64", 8, 255, 0, 1024, 128, 1, 7000, [loop], "tensor", 0.75, "tensor",
+        1.5, 3.0,
+    )  # fmt: skip
+    head, under = roofline.lines(kernel)
+    assert head.split()[-11:] == ["1", "128", "750.0", "1500.0", "3000.0", "50", "25", "tensor", "(the", "bound:",
+                                  "tensor)"]  # fmt: skip
+    assert "tensor 100, special 1," in under and under.endswith("limiter tensor; spill 3")
+    assert len(head.split("  tensor")[0]) == len(roofline.HEADER.split("  limiter")[0])
+    assert roofline.whole_loss([kernel, kernel]) == (
+        "       both kernels: bound 1500, overlapped 3000 (50 %), in turns 6000 (25 %)"
+    )
+    kernel.clocks_overlapped, kernel.unmatched = None, ["0x40"]
+    assert roofline.lines(kernel)[0].endswith("not matched: 0x40") and roofline.whole_loss([kernel]) is None
+
+
+def test_the_recorded_report_is_whole() -> None:
+    """Every kernel of every case, all loops matched, the text beside it of the same run."""
+    recorded = json.loads((RECORDED / "roofline-sm_90.json").read_text())
+    text = (RECORDED / "roofline-sm_90.txt").read_text()
+    assert set(recorded["versions"]) == {"torch", "triton", "python", "commit"}
+    assert f"commit {recorded['versions']['commit']}" in text and "+" not in recorded["versions"]["commit"]
+    cases = {tuple(each["case"].values()) for each in recorded["predictions"]}
+    assert cases == {tuple(case) for case in roofline.cases(full=False)}
+    for each in recorded["predictions"]:
+        assert each["unmatched"] == [], each["case"]
+        if each["kernel"] in ("statistics_kernel", "gradient_kernel"):
+            assert 0 < each["share_in_turns"] <= each["share_overlapped"] <= 1
