@@ -355,6 +355,7 @@ def _predict_tiles(out: Prediction, code: Code, launch: Launch, architecture: Ar
         for pipe in PIPES:
             pipes[pipe] += share * sum(loop.clocks[pipe] for loop in alike)
     if out.unmatched:
+        out.limiter = "unknown"
         return
     out.limiter = max(pipes, key=lambda pipe: pipes[pipe])
     out.clocks_overlapped, out.clocks_in_turns = overlapped, in_turns
@@ -407,7 +408,8 @@ def cases(full: bool) -> Iterator[Case]:
     for D in (64, 128, 256, 1024):
         yield Case("dogo_loss", "bfloat16", D, 4096, "static")
     yield Case("dogo_loss", "bfloat16", 128, 256, "static")
-    yield Case("dogo_loss", "float32", 128, 4096, "static")
+    for dtype in ("float16", "float32"):
+        yield Case("dogo_loss", dtype, 128, 4096, "static")
     yield Case("nt_xent", "bfloat16", 128, 4096, "static")
     yield Case("similarity_kl", "bfloat16", 128, 4096, "static")
     for size, recipe in ((32, "cifar"), (96, "simclr"), (224, "simclr")):
@@ -415,7 +417,6 @@ def cases(full: bool) -> Iterator[Case]:
     if full:
         for D in (64, 256, 1024):
             yield Case("dogo_loss", "bfloat16", D, 256, "static")
-        yield Case("dogo_loss", "float16", 128, 4096, "static")
         yield Case("dogo_loss", "float32", 128, 256, "static")
         for loss in compile_report.LOSSES:
             yield Case(loss, "bfloat16", 128, 4096, "online")
