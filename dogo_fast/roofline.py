@@ -35,9 +35,9 @@ from typing import Any
 import torch
 
 from dogo_fast import compile_report
+from dogo_fast.atomic import write_atomically
 from dogo_fast.compile_report import Case, Launch
 from dogo_fast.machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops, read
-from dogo_fast.training.checkpoint import write_atomically
 from dogo_fast.work import Shape, TileLoop, Work, needed, tile_loops
 
 MOST_TILES = 8

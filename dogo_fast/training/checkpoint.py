@@ -6,7 +6,6 @@ checked against the checksums in the file.
 """
 
 import io
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dogo_fast.atomic import write_atomically
 from dogo_fast.errors import UserError
 
 FORMAT = "dogo_fast checkpoint"
@@ -38,29 +38,6 @@ NAME = re.compile(r"step_(\d{9,})\.pt")
 
 class CheckpointError(UserError):
     """A file that is no checkpoint of this program, or not all of one."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, on the disk when this returns.
-
-    Raises:
-        UserError: it cannot be written; what was there before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
 
 
 class CheckpointFolder:
@@ -104,17 +81,6 @@ class CheckpointFolder:
         for later in files[:place]:
             later.unlink(missing_ok=True)
         return path
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what ``write_atomically`` was writing in a folder when it was killed."""
-    for path in folder.glob(".*.partial"):
-        path.unlink(missing_ok=True)
-
-
-def is_unfinished(path: Path) -> bool:
-    """Whether ``remove_unfinished`` would remove it."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def _step_of(path: Path) -> int:

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save
 
 from dogo_fast import __version__
+from dogo_fast.atomic import is_unfinished, remove_unfinished, write_atomically
 from dogo_fast.errors import UserError
 from dogo_fast.peers import Peer
-from dogo_fast.training.checkpoint import CheckpointFolder, is_unfinished, remove_unfinished, write_atomically
+from dogo_fast.training.checkpoint import CheckpointFolder
 from dogo_fast.training.config import PretrainConfig
 
 CONFIG = "config.json"

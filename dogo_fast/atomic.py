@@ -1,0 +1,40 @@
+"""Files that are written as a whole or not at all."""
+
+import os
+from pathlib import Path
+
+from dogo_fast.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, on the disk when this returns.
+
+    Raises:
+        UserError: it cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what ``write_atomically`` was writing in a folder when it was killed."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether ``remove_unfinished`` would remove it."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
