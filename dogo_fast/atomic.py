@@ -1,5 +1,6 @@
 """Files that are written as a whole or not at all."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that can only be read
+            temporary.unlink()
         raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
 
 

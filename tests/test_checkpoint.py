@@ -10,13 +10,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dogo_fast import atomic
 from dogo_fast.errors import UserError
 from dogo_fast.training import checkpoint
 from dogo_fast.training.checkpoint import CheckpointError, CheckpointFolder, find_checkpoint, load_checkpoint
 
 
 def content(step: int) -> dict[str, object]:
-    other = {"image_count": 5, "epoch": 1, "position": 0, "notes": {}, "peers": [], "optimisers": [], "scaler": {}}
+    other = {"image_count": 5, "image_size": 8, "epoch": 1, "position": 0, "notes": {}, "scaler": {}, "random": {}}
+    other |= {"peers": [{}, {}], "optimisers": [{}, {}]}
     weights = torch.arange(1000.0) + step
     return {"step": step, "config": {}, "weights": weights, "history": [{"loss": 1.5}], "partial": None, **other}
 
@@ -160,7 +162,7 @@ def test_a_full_disk_is_one_error_and_the_earlier_checkpoint_is_intact(
 
             return Full()
 
-        monkeypatch.setattr(checkpoint, "open", small_open, raising=False)
+        monkeypatch.setattr(atomic, "open", small_open, raising=False)
     else:
         monkeypatch.setattr(os, failing, fail)
     with pytest.raises(UserError, match=r"step_000000002\.pt cannot be written \(No space left on device\); what was"):

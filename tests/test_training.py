@@ -2,13 +2,17 @@
 when it must."""
 
 import csv
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +29,10 @@ from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.peers import build_backbone, build_peer
 from dogo_fast.philox import derive_seed
 from dogo_fast.training import PretrainConfig, Trainer, pretrain
-from dogo_fast.training.checkpoint import load_checkpoint
+from dogo_fast.training.checkpoint import CheckpointError, load_checkpoint
 from dogo_fast.training.config import resolve_device
+from dogo_fast.training.metrics import EpochMetrics
+from dogo_fast.training.options import starting_point
 from dogo_fast.training.run_folder import RunFolder
 from dogo_fast.training.step import Meters, TrainingStep
 
@@ -497,23 +503,49 @@ def test_state_is_a_copy_and_random_numbers_are_part_of_it(monkeypatch: pytest.M
     assert same(weights_of(whole), weights_of(second)) and same(weights_of(whole), weights_of(first))
 
 
-def test_after_an_exception_a_later_fit_goes_on_from_the_last_whole_step(monkeypatch: pytest.MonkeyPatch):
-    compute, calls = TrainingStep.compute, []
+def test_after_an_exception_between_steps_a_later_fit_goes_on_from_the_last_whole_step(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    share, calls = EpochMetrics.wait_share, []
 
-    def fail_once(step: TrainingStep) -> None:
+    def fail_once(self: EpochMetrics) -> float:
         calls.append(1)
         if len(calls) == 5:
-            raise RuntimeError("out of memory, say")
-        compute(step)
+            raise RuntimeError("a terminal that is gone, say")
+        return share(self)
 
     whole, failing = trainer_of(), trainer_of()
     whole.fit()
-    monkeypatch.setattr(TrainingStep, "compute", fail_once)
-    with pytest.raises(RuntimeError, match="out of memory, say"):
+    monkeypatch.setattr(EpochMetrics, "wait_share", fail_once)
+    with pytest.raises(RuntimeError, match="a terminal that is gone"):
         failing.fit()
+    assert failing.steps == 5
     failing.fit()
     assert same(weights_of(whole), weights_of(failing))
     assert without_timing(whole.history) == without_timing(failing.history)
+
+
+def test_a_step_that_an_exception_left_in_its_middle_is_not_gone_on_from(monkeypatch: pytest.MonkeyPatch):
+    """Batch norms have moved, or one peer is a step ahead: the trajectory would silently be another one."""
+    update, calls = TrainingStep._update, []
+
+    def fail_between_the_peers(step: TrainingStep, *pair: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2 * 5:
+            raise KeyboardInterrupt
+        update(step, *pair)
+
+    whole, failing = trainer_of(), trainer_of()
+    whole.fit()
+    beginning = failing.state()
+    monkeypatch.setattr(TrainingStep, "_update", fail_between_the_peers)
+    with pytest.raises(KeyboardInterrupt):
+        failing.fit()
+    with pytest.raises(RuntimeError, match=r"step 5 was left in its middle, .*: load_state\(\) an earlier state"):
+        failing.fit()
+    failing.load_state(beginning)
+    failing.fit()
+    assert same(weights_of(whole), weights_of(failing))
 
 
 def test_after_fitting_the_networks_are_in_evaluation_mode():
@@ -780,3 +812,156 @@ def test_recipes_follow_the_data_set_unless_one_is_named():
     with pytest.raises(ValidationError, match="must be one of auto, none, digits"):
         PretrainConfig(recipe="mine")
     assert PretrainConfig(recipe={"flip": 0.25}).recipe == ViewRecipe(flip=0.25)
+
+
+def test_a_folder_that_is_no_run_s_or_another_run_s_is_left_alone(tmp_path: Path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(UserError, match="has files in it that are no run's"):
+        trainer_of(out=foreign, resume="auto").fit()
+    assert [path.name for path in foreign.iterdir()] == ["config.json"]
+
+    trainer_of(out=tmp_path / "run").fit()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(
+        UserError, match=r"--seed must be 0, as in the run that --out names, .*, which has no checkpoint"
+    ):
+        trainer_of(out=tmp_path / "run", resume="auto", seed=7).fit()
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def test_two_trainers_that_found_the_same_empty_folder_do_not_both_write_into_it(tmp_path: Path):
+    late, first = (trainer_of(out=tmp_path / "run", resume="auto", seed=seed) for seed in (5, 5))
+    first.fit()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="no other run has used meanwhile"):
+        late.fit()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_images_of_another_size_are_not_gone_on_with(tmp_path: Path):
+    finished_run(tmp_path / "run", seed=3)
+    state = trainer_of().state()
+    state["image_size"] = 16
+    with pytest.raises(UserError, match="the images of 16 px of the run that is resumed, got 8 px"):
+        trainer_of().load_state(state)
+
+
+def test_tied_weights_and_extra_state_are_exported(tmp_path: Path):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3 * 8 * 8, 3 * 8 * 8)
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x.flatten(1)))
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"a": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    trainer = trainer_of(peers=("small", Tied()), out=tmp_path / "run")
+    trainer.fit()
+    weights = load_file(tmp_path / "run" / "peer_2.safetensors")
+    assert set(weights) == {"first.weight", "first.bias", "second.weight", "second.bias"}
+    assert torch.equal(weights["first.weight"], weights["second.weight"])
+
+
+def test_checkpoints_may_lie_behind_a_link_or_outside_a_run_folder(tmp_path: Path):
+    newest = finished_run(tmp_path / "run", seed=3)
+    shutil.move(tmp_path / "run" / "checkpoints", tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    for resume in ("auto", str(newest)):
+        settings = starting_point(None, None, resume, tmp_path / "run")
+        assert settings["seed"] == 3
+        pretrain(PretrainConfig(**settings, resume=resume, out=tmp_path / "run"))
+    copy = tmp_path / "copy.pt"
+    shutil.copy(newest, copy)
+    assert starting_point(None, None, str(copy), None)["seed"] == 3
+
+
+def test_a_checkpoint_with_parts_missing_is_refused(tmp_path: Path):
+    state = trainer_of().state() | {"random": {}}
+    folder = RunFolder(tmp_path / "run")
+    for damage in ({"random": None}, {"peers": state["peers"][:1]}):
+        path = folder.checkpoints.save(state | damage)
+        with pytest.raises(CheckpointError, match=rf"not a whole checkpoint: {next(iter(damage))} missing"):
+            load_checkpoint(path)
+    with pytest.raises(UserError, match="the checkpoint does not fit these networks and optimisers"):
+        trainer_of().load_state(state | {"peers": [{}, {}]})
+
+
+def test_a_lock_ends_with_its_process_though_a_forked_worker_lives_on(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        ready, begun = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(begun, b"1")
+            time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)
+        os.close(folder._lock)  # as the kernel does where this process is killed
+        try:
+            with RunFolder(tmp_path / "run").locked():
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            folder._lock = os.open(tmp_path, os.O_RDONLY)
+
+
+def test_weights_that_are_not_finite_after_the_last_step_of_an_epoch_are_told_again():
+    trainer = trainer_of()
+    with torch.no_grad():
+        next(iter(trainer.peers[0].parameters())).fill_(torch.nan)
+    for _ in range(2):
+        with pytest.raises(DivergedError):
+            trainer.fit()
+
+
+def test_a_signal_in_the_last_step_ends_the_run_before_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = PretrainConfig(epochs=1, batch_size=512, device="cpu", out=tmp_path / "run")
+    StopAfter(monkeypatch, 2)
+    with pytest.raises(RunInterrupted, match=r"stopped by SIGTERM after the last step; saved\. To evaluate: dogo"):
+        pretrain(config)
+    assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.undo()
+    first, _ = pretrain(PretrainConfig(**config.model_dump(exclude={"resume"}), resume="auto"))
+    assert first.trained is not None
+
+
+def test_shared_batch_norms_are_refused():
+    norm = nn.BatchNorm1d(3 * 8 * 8, affine=False)
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), norm, nn.Linear(3 * 8 * 8, 16))
+
+    with pytest.raises(ValueError, match="backbones must not share buffers"):
+        trainer_of(peers=(network(), network()))
+
+
+def test_a_bar_that_nobody_reads_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch):
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    for stream in (Broken(), None):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert len(trainer_of().fit()) == 2
+
+
+def test_what_only_suits_a_device_is_not_taken_from_a_checkpoint():
+    trainer = trainer_of()
+    state = trainer.state()
+    for optimiser in state["optimisers"]:
+        for group in optimiser["param_groups"]:
+            group["fused"], group["capturable"] = False, True
+    wanted = [group.get("capturable") for group in trainer.step.optimisers[0].param_groups]
+    trainer.load_state(state)
+    assert [group.get("capturable") for group in trainer.step.optimisers[0].param_groups] == wanted

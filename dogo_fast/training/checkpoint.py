@@ -6,6 +6,7 @@ checked against the checksums in the file.
 """
 
 import io
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ KEPT = 2
 CONTENT = {
     "config": dict,
     "image_count": int,
+    "image_size": int,
     "step": int,
     "epoch": int,
     "position": int,
@@ -31,6 +33,7 @@ CONTENT = {
     "peers": list,
     "optimisers": list,
     "scaler": dict,
+    "random": dict,
 }
 """What every checkpoint holds, beside what may be None."""
 NAME = re.compile(r"step_(\d{9,})\.pt")
@@ -116,6 +119,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is a checkpoint of version {content.get('version')}, this dogo_fast reads version {VERSION}"
         )
     missing = [key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)]
+    missing += [key for key in ("peers", "optimisers") if key not in missing and len(content[key]) != 2]
     if missing:
         raise CheckpointError(f"{path} is not a whole checkpoint: {', '.join(missing)} missing or of a wrong kind")
     return content
@@ -123,7 +127,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def run_of(path: Path) -> Path | None:
     """The run folder that a checkpoint lies in; None where it lies elsewhere."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # not resolved: the folder of checkpoints may be a link to a larger disk
     return path.parent.parent if path.parent.name == FOLDER else None
 
 
@@ -142,7 +146,7 @@ def find_checkpoint(run: Path | None, path: Path | None, warn: Any) -> tuple[Pat
         CheckpointError: every one there is was refused.
     """
     if path is not None:
-        path = path.resolve()
+        path = Path(os.path.abspath(path))
         older = [file for file in CheckpointFolder(path.parent.parent).files() if _step_of(file) < _step_of(path)]
         candidates = [path, *(older if path.parent.name == FOLDER else [])]
     else:

@@ -1,11 +1,30 @@
 """Where metrics go besides metrics.csv: TensorBoard and Weights & Biases, when asked for and installed."""
 
+import contextlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from dogo_fast.errors import UserError
+
+
+class BestEffort:
+    """A text stream whose reader may go away: what it no longer takes is dropped, since the training goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Logger(Protocol):

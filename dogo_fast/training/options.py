@@ -49,14 +49,16 @@ def starting_point(
 def _resumed(resume: str, out: Path | None) -> Mapping[str, Any]:
     """As config.json has them; where that is missing or damaged, as the checkpoint has them."""
     folder = out if resume == "auto" else run_of(Path(resume))
-    settings: Mapping[str, Any] = {}
-    try:
-        settings = read_settings(folder / CONFIG) if folder is not None else {}
-    except UserError:
+    settings: Mapping[str, Any] | None = None
+    if folder is not None:
+        with contextlib.suppress(UserError):
+            settings = read_settings(folder / CONFIG)
+    if settings is None:
         path = None if resume == "auto" else Path(resume)
         with contextlib.suppress(CheckpointError):  # it will be refused, with the reason, when the run begins
             found = find_checkpoint(folder, path if path is None or path.is_file() else None, lambda message: None)
-            settings = found[1]["config"] if found is not None else {}
+            settings = found[1]["config"] if found is not None else None
+    settings = settings or {}
     return {key: value for key, value in settings.items() if key not in ("out", "device", "resume")}
 
 

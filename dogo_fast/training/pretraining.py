@@ -1,5 +1,6 @@
 """The main job: evaluate two new peers, train them together, evaluate them again, and leave everything in a folder."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from dogo_fast.data import DataSet, load_data_set
-from dogo_fast.errors import UserError
+from dogo_fast.errors import RunInterrupted, UserError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
 from dogo_fast.training.config import PretrainConfig
 from dogo_fast.training.interrupt import ending_at_once
@@ -51,12 +52,15 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
     folder = trainer.open_folder()
     with (
         folder.locked(),
-        ending_at_once(f"To go on: dogo-fast pretrain --resume auto --out {folder.path}"),
+        ending_at_once(f"To go on: dogo-fast pretrain --resume auto --out {shlex.quote(str(folder.path))}"),
     ):
         announce(trainer, folder)
         folder.write_config(trainer.config)
         untrained = _untrained_scores(trainer)
         trainer.fit(folder)
+        if trainer.asked_to_stop is not None and config.evaluate:
+            how = f"dogo-fast pretrain --resume auto --out {shlex.quote(str(folder.path))}"
+            raise RunInterrupted(f"stopped by {trainer.asked_to_stop} after the last step; saved. To evaluate: {how}")
         trained = _evaluate(evaluate_features, trainer, "trained")
         first, second = (PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
         folder.write_json("results.json", {"peer_1": asdict(first), "peer_2": asdict(second)})

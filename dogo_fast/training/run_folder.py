@@ -23,6 +23,19 @@ from dogo_fast.training.config import PretrainConfig
 
 CONFIG = "config.json"
 
+_held: set[int] = set()
+"""File descriptors of the locks of this process."""
+
+
+def _leave_locks_to_the_parent() -> None:
+    """A worker that outlives a killed run must not keep its folder locked."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
 
 class RunFolder:
     """Creates ``path`` and writes into nothing else.
@@ -33,16 +46,17 @@ class RunFolder:
     Args:
         path: the folder.
         resumed: whether it may hold this run already; otherwise it must be new or empty.
+        expected: the checkpoints that were there when the one to go on from was chosen; None: whatever there are.
 
     Raises:
         UserError: a path that may not be used, or that cannot be made.
     """
 
-    def __init__(self, path: Path, resumed: bool = False) -> None:
+    def __init__(self, path: Path, resumed: bool = False, expected: list[Path] | None = None) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
             checkpoints = CheckpointFolder(path)
-            is_run = (path / CONFIG).is_file() or bool(checkpoints.files())
+            is_run = run_settings(path) is not None or bool(checkpoints.files())
             others = [file for file in path.iterdir() if not is_unfinished(file)]
             if others and not (resumed and is_run):
                 hint = (
@@ -56,6 +70,7 @@ class RunFolder:
             raise UserError(f"--out must be a folder that can be made here, got {path} ({reason})") from None
         self.path = path
         self.checkpoints = checkpoints
+        self._expected = expected
         self._lock: int | None = None
 
     @contextmanager
@@ -65,12 +80,13 @@ class RunFolder:
         Where the file system knows no locks there is none. A lock ends with its process.
 
         Raises:
-            UserError: another process is at work in the folder.
+            UserError: another process is at work in the folder, or has been since its checkpoints were looked at.
         """
         if self._lock is not None:
             yield
             return
         self._lock = os.open(self.path, os.O_RDONLY)
+        _held.add(self._lock)
         try:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,10 +94,16 @@ class RunFolder:
                 raise UserError(f"--out must be a folder that no other run is using, got {self.path}") from None
             except OSError:
                 pass
+            if self._expected is not None and self.checkpoints.files() != self._expected:
+                raise UserError(f"--out must be a folder that no other run has used meanwhile, got {self.path}")
             for folder in (self.path, self.checkpoints.path):
                 remove_unfinished(folder)
-            yield
+            try:
+                yield
+            finally:
+                self._expected = self.checkpoints.files()
         finally:
+            _held.discard(self._lock)
             os.close(self._lock)
             self._lock = None
 
@@ -109,5 +131,17 @@ class RunFolder:
         """Backbone and heads of peer 1 or 2; ``about`` goes into the files' metadata."""
         metadata = {"backbone": name, "features": str(peer.features), "method": peer.method, "dogo_fast": __version__}
         for suffix, weights in (("", peer.backbone.state_dict()), ("_heads", peer.heads())):
-            tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+            # copies: tied weights share their memory, which safetensors refuses; extra state is no weight
+            tensors = {key: value.detach().cpu().clone() for key, value in weights.items() if torch.is_tensor(value)}
+            tensors = {key: value.contiguous() for key, value in tensors.items()}
             write_atomically(self.path / f"peer_{number}{suffix}.safetensors", save(tensors, metadata | about))
+
+
+def run_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that a run has left in its folder; None where its config.json is missing or is not a run's."""
+    try:
+        content = json.loads((path / CONFIG).read_bytes())
+        settings: dict[str, Any] = content["config"]
+        return settings if "dogo_fast" in content["versions"] and isinstance(settings, dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

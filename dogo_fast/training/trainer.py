@@ -1,6 +1,7 @@
 """The loop around the step: epochs, metrics, checkpoints, and an end at any moment without loss."""
 
 import copy
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,14 +21,14 @@ from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
-from dogo_fast.training.checkpoint import FOLDER, find_checkpoint, run_of
+from dogo_fast.training.checkpoint import FOLDER, CheckpointFolder, find_checkpoint, run_of
 from dogo_fast.training.config import FREE_ON_RESUME, PRECISIONS, PretrainConfig
 from dogo_fast.training.interrupt import Interrupt
-from dogo_fast.training.log import Logger, check_installed, open_loggers
+from dogo_fast.training.log import BestEffort, Logger, check_installed, open_loggers
 from dogo_fast.training.metrics import READ_EVERY, EpochMetrics, clock
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser, learning_rate_factor
-from dogo_fast.training.run_folder import RunFolder
+from dogo_fast.training.run_folder import RunFolder, run_settings
 from dogo_fast.training.step import StepSettings, TrainingStep
 
 VIEWS = 4
@@ -99,6 +100,9 @@ class Trainer:
         self._partial: dict[str, Any] | None = None
         self._fitting = False
         self.resumed_from = None if found is None else found[0]
+        self.asked_to_stop: str | None = None
+        self._looked_at = [] if out is None else CheckpointFolder(out).files()
+        self._whole = True
         if found is not None:
             self.load_state(found[1])
 
@@ -158,7 +162,13 @@ class Trainer:
             DivergedError: a loss that is not finite; checkpoints and metrics from before are kept.
             RunInterrupted: SIGTERM or SIGINT; the step was finished and everything is saved.
             UserError: a folder that cannot be written, or too many damaged images.
+            RuntimeError: an exception has left a step in its middle before, and no state was loaded since.
         """
+        if not self._whole:
+            raise RuntimeError(
+                f"step {self.steps + 1} was left in its middle, with parts of it done: load_state() an earlier state, "
+                "or build a new Trainer"
+            )
         folder = folder or self._folder
         if folder is None and self.config.out is not None:
             folder = self.open_folder()
@@ -174,10 +184,13 @@ class Trainer:
         """
         if self.config.out is None:
             raise UserError("--out must be given to write to, got none")
+        settings = run_settings(self.config.out)
+        if settings is not None and self.resumed_from is None:
+            self._check_settings(settings, f"in the run that --out names, {self.config.out}, which has no checkpoint")
         source = None if self.resumed_from is None else run_of(self.resumed_from)
         same = source is not None and source.resolve() == self.config.out.resolve()
         starting = self.config.resume == "auto" and self.resumed_from is None
-        return RunFolder(self.config.out, resumed=same or starting)
+        return RunFolder(self.config.out, same or starting, self._looked_at)
 
     def _fit(self, folder: RunFolder | None) -> list[dict[str, float]]:
         if folder is not None:
@@ -197,6 +210,7 @@ class Trainer:
                 self.loader.close()
                 for logger in loggers:
                     logger.close()
+        self.asked_to_stop = interrupt.asked
         if folder is not None:
             self._write_weights(folder)
         for peer in self.peers:
@@ -214,7 +228,10 @@ class Trainer:
         self.step.augmentation.epoch.fill_(self.epoch)
         bar.set_description(f"epoch {self.epoch}/{self.config.epochs}", refresh=False)
         try:
-            self._train_batches(metrics, folder, interrupt, bar)
+            if metrics.steps < len(self.loader):  # else only the end of the epoch is left, which failed before
+                self._train_batches(metrics, folder, interrupt, bar)
+            metrics.read()
+            self._check_weights()
         except BaseException:
             self._partial = metrics.state()  # a later fit goes on from the last whole step
             raise
@@ -228,9 +245,11 @@ class Trainer:
         start = clock()
         for batch in self.loader.epoch(self.epoch, self.position, metrics.steps):
             waited = clock() - start
+            self._whole = False
             self._train_batch(batch)
             metrics.add(len(batch.rows), waited)
             self.steps, self.position = self.steps + 1, batch.position
+            self._whole = True
             bar.update(len(batch.rows))
             if metrics.steps % (READ_EVERY if self.device.type == "cuda" else 1) == 0:
                 losses = metrics.read()
@@ -260,7 +279,6 @@ class Trainer:
         rates = self._learning_rates()
         self.steps = steps
         row = metrics.row(rates)
-        self._check_weights()
         self.history.append(row)
         self.epoch, self.position = self.epoch + 1, 0
         for logger in loggers:  # first: what follows the checkpoint that a run goes on from is purged
@@ -279,7 +297,7 @@ class Trainer:
         if folder is None:
             raise RunInterrupted(f"{what}; fit() goes on from here")
         path = self.save(folder)
-        raise RunInterrupted(f"{what}; saved. To go on: dogo-fast pretrain --resume {path}")
+        raise RunInterrupted(f"{what}; saved. To go on: dogo-fast pretrain --resume {shlex.quote(str(path))}")
 
     def _check_weights(self) -> None:
         """The last losses were of the weights before the last step.
@@ -319,6 +337,7 @@ class Trainer:
         state = {
             "config": self.config.model_dump(mode="json"),
             "image_count": self.data.image_count,
+            "image_size": self.data.image_size,
             "step": self.steps,
             "epoch": self.epoch,
             "position": self.position,
@@ -336,13 +355,19 @@ class Trainer:
         """Go on from a checkpoint's content; the trajectory is that of the run that wrote it.
 
         Raises:
-            UserError: settings that differ from that run's and would change the trajectory.
+            UserError: settings that differ from that run's and would change the trajectory, or networks that do.
         """
         self._check_same_run(state)
-        for peer, weights in zip(self.peers, state["peers"], strict=True):
-            peer.load_state_dict(weights)
-        for optimiser, saved in zip(self.step.optimisers, state["optimisers"], strict=True):
-            _load_optimiser(optimiser, saved)
+        try:
+            for peer, weights in zip(self.peers, state["peers"], strict=True):
+                peer.load_state_dict(weights)
+            for optimiser, saved in zip(self.step.optimisers, state["optimisers"], strict=True):
+                _load_optimiser(optimiser, saved)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            self._whole = False
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint does not fit these networks and optimisers ({reason})") from error
+        self._whole = True
         self.step.scaler.load_state_dict(state["scaler"])
         self.step.graph, self._capture_tried = None, False  # it reads optimiser states that are gone
         self.steps, self.epoch, self.position = state["step"], state["epoch"], state["position"]
@@ -351,15 +376,22 @@ class Trainer:
         self._partial, self._random = state["partial"], state["random"]
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        saved, count = state["config"], self.data.image_count
+        count, size = self.data.image_count, self.data.image_size
         if state["image_count"] != count:
             raise UserError(
                 f"--data-dir must hold the {state['image_count']} images of the run that is resumed, got {count}"
             )
+        if state["image_size"] != size:
+            raise UserError(
+                f"--data-dir must hold the images of {state['image_size']} px of the run that is resumed, got {size} px"
+            )
+        self._check_settings(state["config"], "in the run that is resumed")
+
+    def _check_settings(self, saved: dict[str, Any], where: str) -> None:
         for key, value in self.config.model_dump(mode="json").items():
             if key not in FREE_ON_RESUME and value != saved.get(key):
                 option = key.replace("_", "-")
-                raise UserError(f"--{option} must be {saved.get(key)!r}, as in the run that is resumed, got {value!r}")
+                raise UserError(f"--{option} must be {saved.get(key)!r}, as {where}, got {value!r}")
 
     # ----------------------------------------------------------------------------------------------------- helpers
 
@@ -390,12 +422,14 @@ class Trainer:
 
     def _progress_bar(self) -> "tqdm[Any]":
         """On a terminal lively, in a log file a line now and then."""
-        interval = 0.2 if sys.stderr.isatty() else 30.0
+        interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 30.0
         each = len(self.loader) * self.config.batch_size
         return tqdm(
             total=self.config.epochs * each,
             initial=self.steps * self.config.batch_size,
             unit=" images",
+            file=None if sys.stderr is None else BestEffort(sys.stderr),
+            disable=sys.stderr is None,
             mininterval=interval,
             dynamic_ncols=True,
         )
@@ -434,6 +468,8 @@ def _check_parameters(peers: Sequence[Peer]) -> None:
     first, second = (set(peer.parameters()) for peer in peers)
     if first & second:
         raise ValueError("backbones must not share parameters: each peer has an optimiser of its own")
+    if set(peers[0].buffers()) & set(peers[1].buffers()):
+        raise ValueError("backbones must not share buffers: each peer has batch norms of its own")
     for parameter in first | second:
         if parameter.dtype != torch.float32:
             raise ValueError(f"backbones must have float32 parameters (precision is an option), got {parameter.dtype}")
@@ -461,9 +497,12 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load, but keep the learning rates' tensors, which lie on the device."""
+    """Load, but keep the learning rates' tensors, which lie on the device, and what only suits the device."""
     rates = [group["lr"] for group in optimiser.param_groups]
-    optimiser.load_state_dict(copy.deepcopy(state))  # it would take the tensors themselves
+    state = copy.deepcopy(state)  # it would take the tensors themselves
+    for group, saved in zip(optimiser.param_groups, state["param_groups"], strict=True):
+        saved.update({key: group[key] for key in ("fused", "foreach", "capturable") if key in group})
+    optimiser.load_state_dict(state)
     for group, rate in zip(optimiser.param_groups, rates, strict=True):
         rate.copy_(torch.as_tensor(group["lr"]))
         group["lr"] = rate
