@@ -183,14 +183,16 @@ def test_a_table_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatc
     merge(out, {Key("sm_80", "float32", WIDE, 0): entry})
     before = out.read_bytes()
 
-    def full(descriptor: int) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(command.os, "fsync", full)
-        with pytest.raises(UserError, match=r"--out must be a file that can be written, got .*No space left"):
-            merge(out, {Key("sm_90", "float32", WIDE, 0): entry})
-    assert out.read_bytes() == before and list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*")) == []
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(command.os, step, full)
+            with pytest.raises(UserError, match=r"--out must be a file that can be written, got .*No space left"):
+                merge(out, {Key("sm_90", "float32", WIDE, 0): entry})
+        assert out.read_bytes() == before
+    assert list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*")) == []
     out.write_text("{")
     with pytest.raises(UserError, match=r"mine\.json is not a table of tiles: no JSON"):
         merge(out, {})
