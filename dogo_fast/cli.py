@@ -1,4 +1,4 @@
-"""The command line: ``dogo-fast pretrain`` and ``dogo-fast augment``.
+"""The command line: ``dogo-fast pretrain``, ``dogo-fast augment`` and ``dogo-fast tune``.
 
 Whatever the user can put right is one line on stderr and exit code 2; a diverged run 1; Ctrl-C outside the training
 130. A run that was asked to stop and is saved is a success.
@@ -70,6 +70,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     from dogo_fast.training import PretrainConfig
     from dogo_fast.training.options import starting_point
     from dogo_fast.training.presets import PRESETS
+    from dogo_fast.tuning.command import TuneConfig, run_tune
 
     sources, rest = _split_sources(arguments)
     messages = io.StringIO()
@@ -90,10 +91,14 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
             """Save a sheet of views, to look at."""
             return lambda: print(save_sheet(config))
 
+        def tune(config: Annotated[TuneConfig, tyro.conf.arg(name="")]) -> Callable[[], None]:
+            """Measure tiles of the loss's kernels on the present GPU and keep the fastest for the losses to load."""
+            return lambda: run_tune(config)
+
         pretrain.__doc__ = f"{pretrain.__doc__} Presets: {', '.join(PRESETS)}; a file is TOML or JSON."
         with contextlib.redirect_stderr(messages):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {"pretrain": pretrain, "augment": augment},
+                {"pretrain": pretrain, "augment": augment, "tune": tune},
                 prog="dogo-fast",
                 description="DoGo (Distill on the Go): two peers that learn representations together.",
                 args=rest,

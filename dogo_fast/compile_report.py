@@ -12,21 +12,25 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import torch
 
 from dogo_fast import machine_code
 
+if TYPE_CHECKING:
+    from dogo_fast.kernels.configurations import Configuration, Table
+
 LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
-WIDEST = {2: 1024, 4: 128}
-"""Columns at which the entry for wide rows is compiled, by bytes a number; exact float32 products take minutes."""
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+WIDEST = {"bfloat16": 1024, "float16": 1024, "float32": 256}
+"""Columns at which the entry for rows of several chunks is compiled."""
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+"""The shipped table has no entries for the last two: there the default is compiled."""
 HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {'kernel':28}{'tile':>9}{'warps':>6}" + (
     f"{'regs':>6}{'spill':>7}{'shared':>8}{'HGMMA':>7}{'EX2':>6}{'LDL+STL':>9}"
 )
@@ -66,30 +70,46 @@ class Compiled:
         )
         loss, dtype, D, N, variant = self.case
         what = f"{self.target:8}{loss:15}{dtype:10}{D:>5}{N:>7}{variant:>10}"
-        return f"{what}  {self.kernel:28}{self.tile:>9}{self.warps:>6}{numbers}"
+        return f"{what}  {self.kernel:28}{self.tile:>9}{self.warps:>6}{numbers}{'  spills' if self.spilled else ''}"
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """The whole loss in every entry of the configuration table, and at D = 128 the other losses and variants."""
-    from dogo_fast.kernels import configurations
+    """The whole loss in every entry of the shipped table, and at D = 128 the other losses and variants.
 
-    table = configurations.TABLE
-    dtypes = {2: ("bfloat16", "float16") if full else ("bfloat16",), 4: ("float32",)}
-    for itemsize, width, large in table:
-        if large and table[itemsize, width, True] == table[itemsize, width, False]:
-            continue  # the same code
-        for dtype in dtypes[itemsize]:
-            yield Case("dogo_loss", dtype, min(width, WIDEST[itemsize]), 4096 if large else 256, "static")
+    Not ``full``: without float16, rows of one chunk under 128 columns and float32 rows of several, and variants in
+    bfloat16 alone.
+    """
+    from dogo_fast.kernels.configurations import DTYPES, WIDE, WIDTHS
+
+    for dtype in DTYPES if full else ("bfloat16", "float32"):
+        for width in WIDTHS[dtype]:
+            if not full and (width < 128 or (dtype, width) == ("float32", WIDE)):
+                continue
+            for N in _sizes(dtype, width):
+                D = WIDEST[dtype] if width == WIDE else width
+                yield Case("dogo_loss", dtype, D, N, "static")
+                if full:
+                    yield Case("dogo_loss", dtype, D, N, "learnt")
     for size, recipe in ((32, "cifar"), (96, "simclr"), (224, "simclr")):
         yield Case("augment", "bfloat16", size, 256, recipe)
+    yield Case("dogo_loss", "bfloat16", 128, 4096, "online")
     if not full:
-        yield Case("dogo_loss", "bfloat16", 128, 4096, "online")
         yield Case("nt_xent", "bfloat16", 128, 4096, "rows")
         yield Case("similarity_kl", "bfloat16", 128, 4096, "learnt")
         return
-    for loss, variant in itertools.product(LOSSES, ("static", "online", "learnt", "rows")):
-        if loss != "dogo_loss" or variant in ("online", "learnt"):
-            yield Case(loss, "bfloat16", 128, 4096, variant)
+    for loss, variant in itertools.product(("nt_xent", "similarity_kl"), ("static", "online", "learnt", "rows")):
+        yield Case(loss, "bfloat16", 128, 4096, variant)
+
+
+def _sizes(dtype: str, width: int) -> list[int]:
+    """A number of rows for each different choice of tiles that a bucket of widths has for some target."""
+    from dogo_fast.kernels.configurations import ROWS, SHIPPED, Key, look_up
+
+    chosen: dict[tuple[Any, ...], int] = {}
+    for rows, N in zip(ROWS, (256, 1024, 4096, 16384), strict=True):
+        tiles = tuple(look_up(SHIPPED, Key(target, dtype, width, rows)).configuration for target in TARGETS)
+        chosen.setdefault(tiles, N)
+    return list(chosen.values())
 
 
 class Launch(NamedTuple):
@@ -114,9 +134,11 @@ class Launch(NamedTuple):
         return str(values["BLOCK"]) if "BLUR_SIZE" in values else ""
 
 
-def launches(case: Case, target: str) -> list[Launch]:
-    """The launches of one forward and backward pass on a target, recorded on tensors without memory."""
-    from dogo_fast.ops import launch, library
+def launches(case: Case, target: str, tiles: "Configuration | Table | None" = None) -> list[Launch]:
+    """The launches of one forward and backward pass on a target, recorded on tensors without memory; with the given
+    tiles or those of a table, by default the shipped one."""
+    from dogo_fast.kernels.configurations import SHIPPED
+    from dogo_fast.ops import launch, library, tile_tables
 
     recorded: list[Launch] = []
 
@@ -136,7 +158,11 @@ def launches(case: Case, target: str) -> list[Launch]:
     gradient = gradient if case.variant == "rows" else gradient[0]
     reduction = "none" if case.variant == "rows" else "sum"
     settings: tuple[Any, ...]
-    with mock.patch.object(launch, "run", record), mock.patch.object(launch, "architecture", lambda device: target):
+    with (
+        mock.patch.object(launch, "run", record),
+        mock.patch.object(launch, "architecture", lambda device: target),
+        tile_tables.forced(tiles or SHIPPED),
+    ):
         if case.loss == "nt_xent":
             settings = (learnt, number, reduction, *how)
             saved = library._nt_xent_forward(*views[:2], *settings)[1:]
@@ -187,19 +213,16 @@ def build(launch: Launch, target: str) -> Any:
     return triton.compile(source, target=gpu, options=options)
 
 
-def compile_launch(launch: Launch, target: str, case: Case) -> Compiled:
-    """What the compiler makes of one recorded launch."""
+def compile_launch(
+    launch: Launch, target: str, case: Case, read: Callable[[bytes, Compiled], None] | None = None
+) -> Compiled:
+    """What the compiler makes of one recorded launch; ``read`` gets an NVIDIA GPU's machine code, by default all that
+    the report has of it."""
     compiled = build(launch, target)
     report = Compiled(target, case, launch.kernel.__name__, launch.tile, compiled.metadata.num_warps)
     report.shared = compiled.metadata.shared
     if not target.startswith("gfx"):
-        code = machine_code.read(compiled.asm["cubin"])
-        report.registers, report.spilled = code.registers, code.stack
-        report.instructions = {
-            "HGMMA": sum(each.name == "HGMMA" for each in code.instructions),
-            "EX2": code.number("exp2"),
-            "LOCAL": code.number("local"),
-        }
+        (read or read_machine_code)(compiled.asm["cubin"], report)
     return report
 
 
@@ -219,6 +242,22 @@ def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:
     return ("i32", value % 16 == 0) if isinstance(value, int) else ("fp32", False)
 
 
+def read_resources(cubin: bytes, report: Compiled) -> None:
+    """Registers and spilled bytes alone, in a fraction of the time."""
+    report.registers, report.spilled = machine_code.resources(cubin)
+
+
+def read_machine_code(cubin: bytes, report: Compiled) -> None:
+    """All that the report has of it."""
+    code = machine_code.read(cubin)
+    report.registers, report.spilled = code.registers, code.stack
+    report.instructions = {
+        "HGMMA": sum(each.name == "HGMMA" for each in code.instructions),
+        "EX2": code.number("exp2"),
+        "LOCAL": code.number("local"),
+    }
+
+
 def compile_case(case: Case, targets: tuple[str, ...]) -> list[Compiled]:
     """All kernels of a case for all targets."""
     return [compile_launch(launch, target, case) for target in targets for launch in launches(case, target)]
@@ -234,6 +273,7 @@ def main() -> None:
         sys.exit("the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it")
     import triton
 
+    spilling = 0
     lines = [
         f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}",
         "registers and spilled bytes a thread, shared memory in bytes a program, instructions as in the code",
@@ -246,6 +286,9 @@ def main() -> None:
             for report in job.result():
                 lines.append(str(report))
                 print(report, flush=True)
+                spilling += bool(report.spilled)
+    lines.append(f"{spilling} of {len(lines) - 3} kernels spill")
+    print(lines[-1])
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text("\n".join(lines) + "\n")

@@ -111,17 +111,29 @@ def read(cubin: bytes) -> Code:
         ValueError: it has no function, or several.
         subprocess.CalledProcessError: cuobjdump does not know the file.
     """
+    return Code(*resources(cubin), parse(_dump(cubin, "-sass")))
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack a thread.
+
+    Raises:
+        subprocess.CalledProcessError: cuobjdump does not know the file.
+    """
+    text = _dump(cubin, "-res-usage")
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK"))
+    return registers, stack
+
+
+def _dump(cubin: bytes, option: str) -> str:
     from triton import knobs
 
-    cuobjdump = knobs.nvidia.cuobjdump.path
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True)
-        sass = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
-    text = usage.stdout + usage.stderr
-    registers, stack = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK"))
-    return Code(registers, stack, parse(sass))
+        command = [knobs.nvidia.cuobjdump.path, option, path]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def parse(sass: str) -> list[Instruction]:

@@ -1,14 +1,42 @@
-"""Tile configurations: a fixed table, so that nothing is tuned (or synchronised) while a CUDA graph is captured.
+"""Tile configurations: tables, so that nothing is tuned (or synchronised) while a CUDA graph is captured.
 
-Chosen from what the compiler reports (``python -m dogo_fast.compile_report``: registers, spills, shared memory,
-instructions), not from timings: none has run on a GPU yet. All compile for sm_80, sm_90, sm_100 and gfx942 and fit
-their shared memory; up to 128 sixteen-bit columns none spills on sm_90.
+``tiles.json`` beside this file is the table that is shipped; ``dogo-fast tune`` writes others of the same form for the
+user's own GPU (dogo_fast/ops/tile_tables.py says where they lie). A key is (architecture, dtype of the products, bucket
+of widths, bucket of rows). Entries whose architecture is "any" are the default for every key that has no own one: they
+were chosen to compile without spilling on sm_80, sm_90, sm_100 and sm_120 and to fit the 99 KiB of shared memory that
+a program may have on sm_86, sm_89 and sm_120.
+
+The dtype is in the key, not only its size: float16 weights are widened before they are multiplied (see
+dogo_backward.py), and the 64 × 32 gradient tiles of eight warps that bfloat16 has spill 608 bytes a thread in float16
+on sm_90. docs/tuning.md says what was compiled.
 """
 
-from typing import NamedTuple
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 ROW_MULTIPLE = 128
 """Views are padded to a multiple of this many rows, which every block size divides."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""Of products, the hungriest first: two peers' different dtypes take the tiles of the first."""
+WIDE = 1 << 30
+"""The bucket of rows of several chunks, however many."""
+WIDTHS = {"bfloat16": (64, 128, 256, WIDE), "float16": (64, 128, 256, WIDE), "float32": (64, 128, WIDE)}
+"""Buckets of padded columns, each named after its widest."""
+ROWS = (0, 512, 2048, 8192)
+"""Buckets of rows in the larger view, each named after its fewest."""
+ANY = "any"
+"""In place of an architecture: the default."""
+
+SIDES = (16, 32, 64, 128)
+"""What a tile's rows and keys may be: tl.dot takes 16 at the least, ROW_MULTIPLE is the most."""
+WARPS = (1, 2, 4, 8, 16)
+STAGES = (1, 2, 3, 4, 5)
+FORMAT = "dogo_fast tiles"
+VERSION = 1
 
 
 class Tile(NamedTuple):
@@ -19,6 +47,9 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.keys}, {self.num_warps} warps, {self.num_stages} stages"
+
 
 class Configuration(NamedTuple):
     """The tiles of the two kernels that see every pair of rows."""
@@ -27,29 +58,144 @@ class Configuration(NamedTuple):
     gradient: Tile
 
 
-LARGE_BATCH = 2048
-"""Rows in a view from which the tiles are sized for throughput; below, for having enough programs."""
+class Key(NamedTuple):
+    """What tiles depend on: ``architecture`` as "sm_90" or ANY, ``dtype`` of DTYPES, ``width`` one of its WIDTHS,
+    ``rows`` one of ROWS."""
 
-WIDE = 4096
-"""The entry for rows of several chunks, however many."""
+    architecture: str
+    dtype: str
+    width: int
+    rows: int
 
-# (bytes a number, widest row, large batch) -> tiles; narrower rows take the tiles of the next wider entry
-TABLE = {
-    (2, 128, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-    (2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
-    (2, 256, False): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
-    (2, 256, True): Configuration(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
-    (2, WIDE, False): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
-    (2, WIDE, True): Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
-    (4, WIDE, False): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, WIDE, True): Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-}
+    def __str__(self) -> str:
+        narrower = [width for width in WIDTHS[self.dtype] if width < self.width]
+        columns = f"{narrower[-1]} < D" if narrower else "D"
+        columns += "" if self.width == WIDE else f" <= {self.width}"
+        return f"{self.architecture} {self.dtype} {columns}, N >= {self.rows}"
 
-# Where one architecture does better than the others. 128 × 64 gradients read each key tile half as often; they fit
-# Hopper's registers without spilling, but spill 688 bytes a thread on sm_80 and 168 on sm_100.
-BY_ARCHITECTURE = {
-    ("sm_90", 2, 128, True): Configuration(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
-}
+
+class Entry(NamedTuple):
+    """A configuration, and the record of its tuning: None where only compile reports speak for it."""
+
+    configuration: Configuration
+    tuned: dict[str, Any] | None
+
+
+Table = Mapping[Key, Entry]
+
+
+class TableError(ValueError):
+    """A table of tiles that cannot be used: the message names the file and the entry."""
+
+
+def bucket(architecture: str, dtype: str, width: int, rows: int) -> Key:
+    """The key for padded rows of ``width`` columns (the wider peer's) and ``rows`` rows in the larger view."""
+    return Key(
+        architecture,
+        dtype,
+        next(widest for widest in WIDTHS[dtype] if width <= widest),
+        next(fewest for fewest in reversed(ROWS) if rows >= fewest),
+    )
+
+
+def look_up(table: Table, key: Key) -> Entry:
+    """The entry of a key, else the default's."""
+    return table.get(key) or table[key._replace(architecture=ANY)]
+
+
+def read_table(text: str, source: str) -> dict[Key, Entry]:
+    """The entries of a table in JSON, one for every key.
+
+    An entry covers a range of rows: from ``rows_from`` (0 if it is not there) to below ``rows_below`` (no limit if it
+    is not there), both among ROWS. ``width`` is a bucket's widest row, or "wide".
+
+    Args:
+        text: the file's content.
+        source: what messages call the file.
+
+    Raises:
+        TableError: no JSON, another format or version, an entry that is not whole or not allowed, or two for one key.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise TableError(f"{source} is not a table of tiles: no JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("entries"), list):
+        raise TableError(f'{source} is not a table of tiles: it must have "format": "{FORMAT}" and a list "entries"')
+    if content.get("version") != VERSION:
+        raise TableError(f"{source} must be of version {VERSION}, got {content.get('version')!r}: tune again")
+    table: dict[Key, Entry] = {}
+    for number, record in enumerate(content["entries"]):
+        where = f"{source}, entry {number} (counted from 0)"
+        for key, entry in _read_entry(record, where):
+            if key in table:
+                raise TableError(f"{where}: an earlier entry is for {key} too")
+            table[key] = entry
+    return table
+
+
+def _read_entry(record: Any, where: str) -> Iterable[tuple[Key, Entry]]:
+    if not isinstance(record, dict):
+        raise TableError(f"{where} must be an object, got {record!r}")
+    known = {"architecture", "dtype", "width", "rows_from", "rows_below", "statistics", "gradient", "tuned"}
+    if unknown := sorted(set(record) - known):
+        raise TableError(f"{where} must have no other fields than {', '.join(sorted(known))}, got {unknown[0]!r}")
+    architecture = record.get("architecture")
+    if not isinstance(architecture, str) or not re.fullmatch(r"sm_\d+|gfx\w+|any", architecture):
+        raise TableError(f"{where}: architecture must be like sm_90 or gfx942, or any, got {architecture!r}")
+    dtype = _choice(record, "dtype", DTYPES, where)
+    widths = {"wide" if width == WIDE else width: width for width in WIDTHS[dtype]}
+    width = widths[_choice(record, "width", tuple(widths), where)]
+    first = ROWS.index(_choice({"rows_from": 0, **record}, "rows_from", ROWS, where))
+    below = {rows: place for place, rows in enumerate(ROWS[1:], 1)} | {None: len(ROWS)}
+    last = below[_choice({"rows_below": None, **record}, "rows_below", tuple(below), where)]
+    if first >= last:
+        raise TableError(f"{where}: rows_from must be less than rows_below, got {ROWS[first]} and {ROWS[last]}")
+    tuned = record.get("tuned")
+    if tuned is not None and not isinstance(tuned, dict):
+        raise TableError(f"{where}: tuned must be null or an object, got {tuned!r}")
+    entry = Entry(Configuration(*(_read_tile(record, kernel, where) for kernel in Configuration._fields)), tuned)
+    return [(Key(architecture, dtype, width, rows), entry) for rows in ROWS[first:last]]
+
+
+def _read_tile(record: dict[str, Any], kernel: str, where: str) -> Tile:
+    tile = record.get(kernel)
+    if not isinstance(tile, dict) or set(tile) != {"rows", "keys", "warps", "stages"}:
+        raise TableError(f"{where}: {kernel} must be an object of rows, keys, warps and stages, got {tile!r}")
+    where = f"{where}, {kernel}"
+    sides = (_choice(tile, "rows", SIDES, where), _choice(tile, "keys", SIDES, where))
+    return Tile(*sides, _choice(tile, "warps", WARPS, where), _choice(tile, "stages", STAGES, where))
+
+
+def _choice(record: dict[str, Any], name: str, allowed: tuple[Any, ...], where: str) -> Any:
+    value = record.get(name)
+    if isinstance(value, (bool, float)) or not (isinstance(value, (int, str)) or value is None) or value not in allowed:
+        names = ", ".join(json.dumps(each) for each in allowed)
+        raise TableError(f"{where}: {name} must be one of {names}, got {value!r}")
+    return value
+
+
+def table_text(table: Table) -> str:
+    """The JSON that ``read_table`` reads, an entry a key and line."""
+    lines = [json.dumps(_record(key, entry)) for key, entry in sorted(table.items(), key=lambda item: item[0])]
+    head = f'"format": {json.dumps(FORMAT)},\n"version": {VERSION},\n"entries": ['
+    return "{\n" + head + ",".join(f"\n{line}" for line in lines) + "\n]\n}\n"
+
+
+def _record(key: Key, entry: Entry) -> dict[str, Any]:
+    place = ROWS.index(key.rows)
+    record: dict[str, Any] = {"architecture": key.architecture, "dtype": key.dtype}
+    record["width"] = "wide" if key.width == WIDE else key.width
+    record |= {"rows_from": key.rows, "rows_below": ROWS[place + 1] if place + 1 < len(ROWS) else None}
+    for kernel, tile in entry.configuration._asdict().items():
+        record[kernel] = dict(zip(("rows", "keys", "warps", "stages"), tile, strict=True))
+    return record | {"tuned": entry.tuned}
+
+
+SHIPPED: dict[Key, Entry] = read_table(
+    Path(__file__).with_name("tiles.json").read_text(encoding="utf-8"), "tiles.json of dogo_fast.kernels"
+)
+"""The table that comes with the package; it has every key of the default."""
 
 
 def padded_rows(rows: int) -> int:
@@ -74,16 +220,6 @@ def padded_width(D: int, itemsize: int) -> int:
     """WIDTH: columns of a row in the padded buffer, a multiple of its chunk."""
     chunk = row_chunk(D, itemsize)
     return -(-D // chunk) * chunk
-
-
-def configuration(architecture: str, width: int, itemsize: int, rows: int) -> Configuration:
-    """The tiles for padded rows of ``width`` columns (the wider peer's) and ``rows`` rows in the larger view.
-
-    ``architecture``: as ``"sm_90"``; one that the table does not know gets tiles that suit them all.
-    """
-    widths = [entry for bytes_each, entry, _ in TABLE if bytes_each == itemsize and entry >= min(width, WIDE)]
-    key = itemsize, min(widths), rows >= LARGE_BATCH
-    return BY_ARCHITECTURE.get((architecture, *key), TABLE[key])
 
 
 def column_splits(row_blocks: int, keys: int, tile: Tile, multiprocessors: int) -> int:

@@ -260,7 +260,7 @@ def test_augment_saves_a_sheet_of_the_images_and_their_views(tmp_path: Path, cap
         assert (shown - views[:, :, pixel, pixel] * 255).abs().max() < 0.51
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["augment", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["augment", "--help"], ["tune", "--help"]])
 def test_help_is_on_stdout(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

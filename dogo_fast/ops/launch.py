@@ -17,6 +17,7 @@ from dogo_fast.kernels.dogo_backward import gradient_kernel, temperature_gradien
 from dogo_fast.kernels.dogo_forward import finalize_kernel, statistics_kernel
 from dogo_fast.kernels.normalize import normalize_kernel
 from dogo_fast.ops import problem as problems
+from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
 from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
 
@@ -78,8 +79,9 @@ class Problem(problems.Problem):
 
     def tiles(self, device: torch.device) -> configurations.Configuration:
         width = max(self.padded_width(peer) for peer in range(self.peers))
-        itemsize = max(product.itemsize for product in self.products)
-        return configurations.configuration(architecture(device), width, itemsize, max(self.rows_a, self.rows_b))
+        names = [str(product).removeprefix("torch.") for product in self.products]
+        dtype = min(names, key=configurations.DTYPES.index)
+        return tile_tables.configuration(architecture(device), dtype, width, max(self.rows_a, self.rows_b))
 
     def row_blocks(self, tile: configurations.Tile, views: int) -> int:
         return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
@@ -139,9 +141,11 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def architecture(device: torch.device) -> str:
-    """As the configuration table names it; "" where there is no NVIDIA GPU."""
-    if device.type != "cuda" or torch.version.hip:
+    """As the tables of tiles name it, "sm_90" or "gfx942"; "" where there is no GPU."""
+    if device.type != "cuda":
         return ""
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 

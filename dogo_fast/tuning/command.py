@@ -1,0 +1,183 @@
+"""``dogo-fast tune``: measure tiles on the present GPU and keep the table that the losses load."""
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from dogo_fast.errors import UserError
+from dogo_fast.kernels import configurations
+from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table
+from dogo_fast.ops import tile_tables
+from dogo_fast.ops.backend import interpreting
+from dogo_fast.tuning.search import KERNELS, Choice, Problem, Tools, choose
+
+DType = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Measure tiles on the present GPU and keep the fastest for the losses to load."""
+
+    quick: bool = False
+    """Only the nearest tiles, in fewer rounds."""
+    dtypes: tuple[DType, ...] = ("bfloat16", "float16", "float32")
+    """Of the products."""
+    widths: tuple[int, ...] = (128,)
+    """Columns of a projection; each stands for its bucket: up to 64, 128, 256, wider."""
+    rows: tuple[int, ...] = (256, 1024, 4096, 16384)
+    """Rows of a view; each stands for its bucket: from 0, 512, 2048, 8192."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the user's cache)")] = None
+    """Table to write or to add to; DOGO_FAST_TILES=FILE then makes it count."""
+    minutes: float | None = None
+    """Begin no further entry after so long."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that is not allowed."""
+        for option, values, least, most in (("widths", self.widths, 1, 1 << 16), ("rows", self.rows, 2, 1 << 20)):
+            wrong = [value for value in values if not least <= value <= most]
+            if wrong or not values:
+                raise UserError(f"--{option} must be numbers from {least} to {most}, got {wrong[0] if wrong else '()'}")
+        if not self.dtypes:
+            raise UserError("--dtypes must be some of bfloat16, float16, float32, got none")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise UserError(f"--minutes must be a finite number above 0, got {self.minutes}")
+
+    def problems(self) -> Iterator[Problem]:
+        """One for every entry, the usual dtypes and small sizes first; a bucket that is named twice counts once."""
+        seen = set()
+        for dtype in self.dtypes:
+            for width in self.widths:
+                for rows in self.rows:
+                    problem = Problem(dtype, width, rows)
+                    if problem.key("") not in seen:
+                        seen.add(problem.key(""))
+                        yield problem
+
+
+def run_tune(config: TuneConfig) -> None:
+    """Tune on the present GPU.
+
+    Raises:
+        UserError: a wrong option, no GPU, or a file that cannot be read or written.
+        KeyboardInterrupt: says what is kept.
+    """
+    config.check()
+    out = config.out if config.out is not None else tile_tables.cached_file()
+    if out is None:
+        raise UserError("--out FILE is needed: there is no home folder to keep the table in")
+    if not torch.cuda.is_available() or interpreting():
+        where = "torch sees none here" if not interpreting() else "TRITON_INTERPRET=1 runs the kernels on the CPU"
+        raise UserError(
+            f"tune needs a GPU to measure on, and {where}; what compiles without spilling can be listed without one: "
+            "python -m dogo_fast.tuning"
+        )
+    from dogo_fast.tuning.compiling import Compilers
+    from dogo_fast.tuning.timing import (
+        GraphTimer,
+        about_the_machine,
+        multiprocessors,
+        present_architecture,
+        shared_limit,
+    )
+
+    architecture = present_architecture()
+    if not architecture.startswith("sm_"):
+        raise UserError(f"tune knows how to compile for NVIDIA GPUs only, got {architecture}")
+    compilers = Compilers(architecture, multiprocessors())
+    tools = Tools(compilers, GraphTimer(), shared_limit(), print)
+    try:
+        tune(config, out, architecture, about_the_machine(), tools)
+    finally:
+        compilers.close()
+
+
+def tune(
+    config: TuneConfig,
+    out: Path,
+    architecture: str,
+    machine: dict[str, str],
+    tools: Tools,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Tune every problem and add each entry to ``out`` as soon as it is known; prints a line an entry.
+
+    Args:
+        config: what to tune, and for how long.
+        out: the table; what it holds for other keys stays.
+        architecture: as "sm_90".
+        machine: what every entry's record says of the machine.
+        tools: how to compile and time.
+        clock: seconds.
+
+    Raises:
+        UserError: ``out`` is damaged or cannot be written.
+        KeyboardInterrupt: says how many entries are kept.
+    """
+    merge(out, {})  # now, not after the first entry's minutes
+    begun, done = clock(), 0
+    problems = list(config.problems())
+    try:
+        for problem in problems:
+            if config.minutes is not None and clock() - begun > 60 * config.minutes:
+                print(
+                    f"{len(problems) - done} of {len(problems)} entries are left: --minutes {config.minutes:g} are over"
+                )
+                break
+            key = problem.key(architecture)
+            default = configurations.look_up(configurations.SHIPPED, key).configuration
+            choices = [choose(problem, kernel, default, tools, config.quick) for kernel in KERNELS]
+            merge(
+                out,
+                {key: Entry(Configuration(*(choice.tile for choice in choices)), _record(problem, machine, choices))},
+            )
+            done += 1
+            tools.report(_line(key, problem, choices))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{done} of {len(problems)} entries are in {out}") from None
+    print(f"{done} entries in {out}")
+
+
+def _record(problem: Problem, machine: dict[str, str], choices: Sequence[Choice]) -> dict[str, Any]:
+    """How an entry was tuned; times in microseconds."""
+    record: dict[str, Any] = {**machine, "date": datetime.date.today().isoformat()}
+    record |= {"columns": problem.columns, "rows": problem.rows}
+    for kernel, choice in zip(KERNELS, choices, strict=True):
+        record[kernel] = {"median_us": round(choice.seconds * 1e6, 2), "ratio_to_default": round(choice.ratio, 4)}
+    return record
+
+
+def _line(key: Key, problem: Problem, choices: Sequence[Choice]) -> str:
+    parts = [
+        f"{kernel} {choice.tile} {choice.seconds * 1e6:.1f} us ({choice.ratio:.3f} of the default's)"
+        for kernel, choice in zip(KERNELS, choices, strict=True)
+    ]
+    return f"{key} (measured at {problem.rows} x {problem.columns}): {'; '.join(parts)}"
+
+
+def merge(path: Path, entries: Table) -> None:
+    """Put entries into a table's file, in place of those it has for the same keys; the file is replaced as a whole.
+
+    Raises:
+        UserError: it is damaged, or cannot be written.
+    """
+    together = {**(tile_tables.read_file(path) if path.exists() else {}), **entries}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(configurations.table_text(together))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--out must be a file that can be written, got {path} ({error.strerror})") from None

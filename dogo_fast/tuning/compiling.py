@@ -1,0 +1,152 @@
+"""Compiling one kernel with one tile, for any NVIDIA target and without a GPU; and the search that needs no more."""
+
+import concurrent.futures.process
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+from unittest import mock
+
+from dogo_fast import compile_report
+from dogo_fast.compile_report import Case
+from dogo_fast.kernels.configurations import Configuration, Tile
+from dogo_fast.ops import launch
+from dogo_fast.tuning.search import OTHERS, TIMED, Outcome, Problem, all_tiles
+
+SHARED_LIMITS = {
+    "sm_80": 163,
+    "sm_86": 99,
+    "sm_87": 163,
+    "sm_89": 99,
+    "sm_90": 227,
+    "sm_100": 227,
+    "sm_103": 227,
+    "sm_120": 99,
+    "sm_121": 99,
+}
+"""KiB of shared memory that a program may have; CUDA C++ Programming Guide, compute capabilities."""
+STATIC_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
+
+
+def compile_tile(case: Case, target: str, kernel: str, tile: Tile, multiprocessors: int | None = None) -> Outcome:
+    """Compile the statistics or the gradient kernel of a case with a tile; whatever goes wrong is in the outcome.
+
+    ``multiprocessors``: of the GPU that will run it, whose launch then finds the very same code in Triton's cache.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            if multiprocessors is not None:
+                stack.enter_context(mock.patch.object(launch, "multiprocessors", lambda device: multiprocessors))
+            launches = compile_report.launches(case, target, Configuration(tile, tile))
+        (wanted,) = (each for each in launches if each.kernel.__name__ == f"{kernel}_kernel")
+        report = compile_report.compile_launch(wanted, target, case, compile_report.read_resources)
+    except Exception as error:  # Triton's, LLVM's or ptxas's: a tile that no compiler takes is no candidate
+        said = (str(error).strip().splitlines() or [""])[0]
+        return Outcome(failure=f"does not compile: {type(error).__name__} {said}")
+    return Outcome(report.shared or 0, report.registers, report.spilled)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Compilers:
+    """A pool of processes that compile for one target; ``tuning.search.Compile``.
+
+    They are started afresh, not forked: the parent may hold a CUDA context.
+    """
+
+    def __init__(self, target: str, multiprocessors: int) -> None:
+        self.target = target
+        self.multiprocessors = multiprocessors
+        context = multiprocessing.get_context("spawn")
+        self.pool = concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, initializer=_ignore_interrupts)
+
+    def __call__(self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
+        loss, variant = what
+        case = Case(loss, problem.dtype, problem.columns, problem.rows, variant)
+        jobs = [self.pool.submit(compile_tile, case, self.target, kernel, tile, self.multiprocessors) for tile in tiles]
+        return [_result(job) for job in jobs]
+
+    def close(self) -> None:
+        """Let what is running end, and start no more."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(job: "concurrent.futures.Future[Outcome]") -> Outcome:
+    try:
+        return job.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        return Outcome(failure="the compiler's process died")
+
+
+class Line(NamedTuple):
+    """One line of the static search."""
+
+    target: str
+    problem: Problem
+    what: tuple[str, str]
+    kernel: str
+    tile: Tile
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        dtype, columns, _ = self.problem
+        loss, variant = self.what
+        shared, registers, spilled, failure = self.outcome
+        numbers = f"{registers!s:>6}{spilled!s:>7}{shared:>8}" if not failure else f"  {failure}"
+        tile = f"{self.tile.rows}x{self.tile.keys}"
+        return (
+            f"{self.target:8}{dtype:10}{columns:>5}  {loss:15}{variant:8}{self.kernel:12}{tile:>9}"
+            f"{self.tile.num_warps:>6}{self.tile.num_stages:>7}{numbers}"
+        )
+
+
+HEADER = (
+    f"{'target':8}{'dtype':10}{'D':>5}  {'loss':15}{'variant':8}{'kernel':12}{'tile':>9}{'warps':>6}{'stages':>7}"
+    f"{'regs':>6}{'spill':>7}{'shared':>8}"
+)
+
+
+def static_search(
+    problem: Problem,
+    kernel: str,
+    targets: Sequence[str],
+    report: Callable[[Line], None],
+    tiles: Iterator[Tile] | None = None,
+    compile_one: Callable[[Case, str, str, Tile], Outcome] = compile_tile,
+) -> Tile | None:
+    """The largest tile that no target spills with, in any of the losses and variants, and that fits the least shared
+    memory among them; None where there is none.
+
+    Args:
+        problem: dtype and columns; the number of rows changes nothing that is compiled.
+        kernel: "statistics" or "gradient".
+        targets: as "sm_90".
+        report: called with every line there is to print.
+        tiles: in the order in which they are tried; default: all, the largest first.
+        compile_one: replaced in tests.
+    """
+    for tile in all_tiles() if tiles is None else tiles:
+        if all(_fits(problem, kernel, target, tile, report, compile_one) for target in targets):
+            return tile
+    return None
+
+
+def _fits(
+    problem: Problem,
+    kernel: str,
+    target: str,
+    tile: Tile,
+    report: Callable[[Line], None],
+    compile_one: Callable[[Case, str, str, Tile], Outcome],
+) -> bool:
+    for what in (TIMED, *OTHERS):
+        case = Case(what[0], problem.dtype, problem.columns, problem.rows, what[1])
+        outcome = compile_one(case, target, kernel, tile)
+        report(Line(target, problem, what, kernel, tile, outcome))
+        if outcome.rejection(1024 * SHARED_LIMITS[target]):
+            return False
+    return True

@@ -1,0 +1,122 @@
+"""Timing tiles on a GPU: a CUDA graph of several passes for each, replayed in turn between two events."""
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dogo_fast.kernels.configurations import Configuration
+from dogo_fast.ops import launch, library, tile_tables
+from dogo_fast.tuning.search import Problem
+
+GRAPH_SECONDS = 2e-3
+"""What a graph should take: long beside the events' resolution of half a microsecond and the launch of the graph."""
+MOST_PASSES = 64
+SETTINGS = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", "triton")
+"""Of the operator: the authors' temperatures as numbers, gradients in float32 sums."""
+
+
+class GraphTimer:
+    """``tuning.search.Time`` on the present CUDA device.
+
+    The statistics kernel's time is that of the whole forward pass, since its tile decides how many partial sums the
+    kernel after it merges; the gradient kernel's that of the whole backward pass.
+    """
+
+    def __call__(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[list[float]]:
+        run = _pass_of(problem, kernel)
+        graphs = [_capture(run, configuration) for configuration in tried]
+        times: list[list[float]] = [[] for _ in tried]
+        for _ in range(rounds):
+            for graph, seconds in zip(graphs, times, strict=True):
+                if graph is not None:
+                    seconds.append(_replay(*graph))
+        return times
+
+
+def _pass_of(problem: Problem, kernel: str) -> Callable[[], Any]:
+    source = torch.Generator("cuda").manual_seed(0)
+    dtype = getattr(torch, problem.dtype)
+    shape = (problem.rows, problem.columns)
+    views = [torch.randn(shape, generator=source, device="cuda").to(dtype) for _ in range(4)]
+    if kernel == "statistics":
+        return lambda: library._dogo_loss_forward(*views, *SETTINGS)
+    saved = library._dogo_loss_forward(*views, *SETTINGS)[7:]
+    upstream: list[Tensor | None] = [torch.ones((), device="cuda"), *[None] * 6]
+    return lambda: library._dogo_loss_backward(*upstream, *saved, *views, *SETTINGS)
+
+
+def _capture(run: Callable[[], Any], configuration: Configuration) -> tuple[torch.cuda.CUDAGraph, int] | None:
+    """A graph and how many passes are in it; None where the tiles cannot be launched."""
+    with tile_tables.forced(configuration):
+        try:
+            run()  # compiles
+            start, stop = _events()
+            start.record()
+            run()
+            stop.record()
+            stop.synchronize()
+            once = start.elapsed_time(stop) / 1e3
+            passes = max(1, min(MOST_PASSES, round(GRAPH_SECONDS / max(once, 1e-6))))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for _ in range(passes):
+                    run()
+            graph.replay()
+            torch.cuda.synchronize()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception:  # Triton's OutOfResources, or the driver's refusal of the launch
+            return None
+    return graph, passes
+
+
+def _replay(graph: torch.cuda.CUDAGraph, passes: int) -> float:
+    start, stop = _events()
+    start.record()
+    graph.replay()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3 / passes
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+def present_architecture() -> str:
+    """Of the present CUDA device, as the tables name it."""
+    return launch.architecture(torch.device("cuda", torch.cuda.current_device()))
+
+
+def multiprocessors() -> int:
+    """Of the present CUDA device."""
+    return launch.multiprocessors(torch.device("cuda", torch.cuda.current_device()))
+
+
+def shared_limit() -> int:
+    """Bytes of shared memory that a program may have on the present device."""
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(properties.shared_memory_per_block_optin)
+
+
+def about_the_machine() -> dict[str, str]:
+    """What a tuned entry says of where it was tuned."""
+    import triton
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _driver_version(),
+        "torch": str(torch.__version__),
+        "triton": triton.__version__,
+    }
+
+
+def _driver_version() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    return f"for CUDA {torch.version.cuda}"

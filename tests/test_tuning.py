@@ -1,0 +1,312 @@
+"""The search for tiles: with a compiler and a clock that are made up, and on a GPU with the real ones."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dogo_fast.kernels import configurations
+from dogo_fast.kernels.configurations import (
+    ANY,
+    ROWS,
+    SHIPPED,
+    WIDE,
+    WIDTHS,
+    Configuration,
+    Entry,
+    Key,
+    Tile,
+    read_table,
+)
+from numerics import projections
+
+from dogo_fast import functional
+from dogo_fast.cli import main
+from dogo_fast.errors import UserError
+from dogo_fast.ops import tile_tables
+from dogo_fast.tuning import command, compiling
+from dogo_fast.tuning.command import TuneConfig, merge, tune
+from dogo_fast.tuning.compiling import SHARED_LIMITS, static_search
+from dogo_fast.tuning.search import MARGIN, OTHERS, Outcome, Problem, Tools, all_tiles, candidates, choose, distance
+
+PROBLEM = Problem("bfloat16", 128, 256)
+DEFAULT = Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2))
+BEST = Tile(64, 32, 8, 2)
+MACHINE = {"gpu": "none", "driver": "1.2.3", "torch": "2", "triton": "3"}
+
+
+@pytest.fixture(autouse=True)
+def no_user_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever runs the tests may have tuned."""
+    monkeypatch.setenv("DOGO_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DOGO_FAST_TILES", raising=False)
+    tile_tables.table.cache_clear()
+    yield
+    tile_tables.table.cache_clear()
+
+
+class Bench:
+    """A compiler and a clock: ``speeds`` of tiles relative to all others, with noise of 1 %."""
+
+    def __init__(self, speeds: dict[Tile, float], outcomes: Callable[[Tile, tuple[str, str]], Outcome] | None = None):
+        self.speeds = speeds
+        self.outcomes = outcomes or (lambda tile, what: Outcome(1000, 100, 0))
+        self.random = random.Random(0)
+        self.lines: list[str] = []
+        self.timed: set[Configuration] = set()
+
+    def compile(self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
+        return [self.outcomes(tile, what) for tile in tiles]
+
+    def time(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[list[float]]:
+        self.timed.update(tried)
+        speeds = [self.speeds.get(getattr(each, kernel), 1.0) for each in tried]
+        return [
+            [1e-5 * speed * self.random.uniform(0.995, 1.005) for _ in range(rounds if speed else 0)]
+            for speed in speeds
+        ]
+
+    def tools(self) -> Tools:
+        return Tools(self.compile, self.time, 99 * 1024, self.lines.append)
+
+
+def test_candidates_are_near_allowed_by_a_table_and_not_the_default() -> None:
+    for default in (*DEFAULT, Tile(16, 16, 4, 1), Tile(128, 64, 8, 3)):
+        near = candidates(default, 2)
+        assert default not in near and len(near) == len(set(near)) > 10
+        assert all(0 < distance(tile, default) <= 2 for tile in near)
+        assert candidates(default, 1) == near[: len(candidates(default, 1))]
+    sizes = [tile.rows * tile.keys for tile in all_tiles()]
+    assert sizes == sorted(sizes, reverse=True)
+    key = Key("sm_90", "float16", 128, 0)
+    for tile in all_tiles():
+        table = {key: Entry(Configuration(tile, tile), None)}
+        assert read_table(configurations.table_text(table), "a file") == table
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_fastest_tile_is_chosen(quick: bool) -> None:
+    bench = Bench({BEST: 0.7, Tile(32, 32, 4, 2): 0.8})
+    choice = choose(PROBLEM, "gradient", DEFAULT, bench.tools(), quick)
+    assert choice.tile == BEST
+    assert choice.seconds == pytest.approx(0.7e-5, rel=0.01) and choice.ratio == pytest.approx(0.7, rel=0.01)
+    assert {each.statistics for each in bench.timed} == {DEFAULT.statistics}
+
+
+def test_the_default_stays_unless_a_tile_is_faster_beyond_noise() -> None:
+    for speed in (1.0, 1 - MARGIN / 2):
+        choice = choose(PROBLEM, "gradient", DEFAULT, Bench({BEST: speed}).tools(), False)
+        assert choice.tile == DEFAULT.gradient and choice.ratio == 1.0
+    assert choose(PROBLEM, "gradient", DEFAULT, Bench({BEST: 1 - 2 * MARGIN}).tools(), False).tile == BEST
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (Outcome(1000, 255, 8), "spills 8 bytes a thread"),
+        (Outcome(200_000, 255, 0), "200000 bytes of shared memory, of 101376"),
+        (Outcome(failure="does not compile: such"), "does not compile: such"),
+    ],
+)
+@pytest.mark.parametrize("where", [("dogo_loss", "static"), *OTHERS], ids=" ".join)
+def test_a_tile_that_does_not_compile_well_for_every_loss_is_left_out(
+    outcome: Outcome, words: str, where: tuple[str, str]
+) -> None:
+    second = Tile(32, 32, 4, 2)
+    bench = Bench(
+        {BEST: 0.5, second: 0.8},
+        lambda tile, what: outcome if (tile, what) == (BEST, where) else Outcome(1000, 100, 0),
+    )
+    assert choose(PROBLEM, "gradient", DEFAULT, bench.tools(), False).tile == second
+    assert any(str(BEST) in line and words in line for line in bench.lines), bench.lines
+
+
+def test_tiles_that_cannot_be_launched_are_left_out_and_said() -> None:
+    bench = Bench({BEST: 0.0, Tile(32, 32, 4, 2): 0.9})
+    assert choose(PROBLEM, "gradient", DEFAULT, bench.tools(), False).tile == Tile(32, 32, 4, 2)
+    assert any(str(BEST) in line and "cannot be launched" in line for line in bench.lines)
+    with pytest.raises(RuntimeError, match="present tiles of the gradient kernel cannot be launched"):
+        choose(PROBLEM, "gradient", DEFAULT, Bench({DEFAULT.gradient: 0.0}).tools(), False)
+
+
+def test_tune_writes_what_it_found_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "folder" / "mine.json"
+    old = {Key("sm_80", "float32", WIDE, 0): SHIPPED[Key(ANY, "float32", WIDE, 0)]}
+    merge(out, old)
+    config = TuneConfig(dtypes=("bfloat16",), widths=(100, 128), rows=(256, 300, 4096))
+    bench = Bench({Tile(64, 32, 4, 2): 0.5, BEST: 0.4})
+    tune(config, out, "sm_90", MACHINE, bench.tools())
+    table = read_table(out.read_text(), "mine")
+    keys = [Key("sm_90", "bfloat16", 128, rows) for rows in (0, 2048)]  # 100 and 128, 256 and 300 are one bucket
+    assert set(table) == {*old, *keys} and table[next(iter(old))] == next(iter(old.values()))
+    record = table[keys[1]].tuned
+    assert record is not None and MACHINE.items() <= record.items()
+    assert (record["rows"], record["columns"]) == (4096, 100) and record["date"].count("-") == 2
+    for kernel in ("statistics", "gradient"):
+        assert record[kernel]["median_us"] > 0 and 0 < record[kernel]["ratio_to_default"] <= 1
+    said = [line for line in bench.lines if line.startswith("sm_90")]
+    assert len(said) == 2 and "64 < D <= 128, N >= 2048 (measured at 4096 x 100)" in said[1]
+    assert not [path for path in out.parent.iterdir() if path != out]
+    monkeypatch.setenv("DOGO_FAST_TILES", str(out))
+    assert tile_tables.configuration("sm_90", "bfloat16", 128, 5000) == table[keys[1]].configuration
+
+
+def test_an_interruption_and_the_end_of_the_minutes_keep_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TuneConfig(dtypes=("bfloat16",), rows=(256, 1024, 4096), minutes=2)
+    bench, times = Bench({}), iter([0.0, 0.0, 100.0, 121.0])
+    tune(config, tmp_path / "minutes.json", "sm_90", MACHINE, bench.tools(), lambda: next(times))
+    assert len(read_table((tmp_path / "minutes.json").read_text(), "")) == 2
+    assert "1 of 3 entries are left: --minutes 2 are over" in capsys.readouterr().out
+
+    def interrupt(problem: Problem, *rest: Any) -> list[list[float]]:
+        if problem.rows == 1024:
+            raise KeyboardInterrupt
+        return bench.time(problem, *rest)
+
+    out = tmp_path / "interrupted.json"
+    with pytest.raises(KeyboardInterrupt, match=r"1 of 3 entries are in .*interrupted\.json"):
+        tune(config, out, "sm_90", MACHINE, bench.tools()._replace(time=interrupt))
+    assert set(read_table(out.read_text(), "")) == {Key("sm_90", "bfloat16", 128, 0)}
+
+
+def test_a_table_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "mine.json"
+    entry = SHIPPED[Key(ANY, "float32", WIDE, 0)]
+    merge(out, {Key("sm_80", "float32", WIDE, 0): entry})
+    before = out.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(command.os, step, full)
+            with pytest.raises(UserError, match=r"--out must be a file that can be written, got .*No space left"):
+                merge(out, {Key("sm_90", "float32", WIDE, 0): entry})
+        assert out.read_bytes() == before
+    assert list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*")) == []
+    out.write_text("{")
+    with pytest.raises(UserError, match=r"mine\.json is not a table of tiles: no JSON"):
+        merge(out, {})
+    assert out.read_text() == "{"
+    with pytest.raises(UserError, match="--out must be a file that can be written"):
+        merge(out / "below.json", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rows", "1"], ["--rows must be numbers from 2", "got 1"]),
+        (["--widths", "0"], ["--widths must be numbers from 1", "got 0"]),
+        (["--widths", "many"], ["--widths", "many"]),
+        (["--dtypes", "int8"], ["--dtypes", "bfloat16", "'int8'"]),
+        (["--minutes", "nan"], ["--minutes must be a finite number above 0, got nan"]),
+    ],
+)
+def test_wrong_options_are_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("dogo-fast: error: ") and message.count("\n") == 1
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_tune_says_what_can_be_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["tune", "--out", str(tmp_path / "tiles.json")]) == 2
+    message = capsys.readouterr().err
+    assert "tune needs a GPU" in message and "python -m dogo_fast.tuning" in message and message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_static_search_takes_the_largest_tile_that_nothing_spills_with() -> None:
+    def compile_one(case: Any, target: str, kernel: str, tile: Tile) -> Outcome:
+        if tile.rows * tile.keys > 2048:
+            return Outcome(failure="does not compile")
+        shared = 1024 * (100 if tile.num_stages > 1 else 90)
+        spills = case.variant == "learnt" and target == "sm_90" and tile.num_warps == 4
+        return Outcome(shared, 200, 8 if spills else 0)
+
+    lines: list[compiling.Line] = []
+    found = static_search(PROBLEM, "gradient", ("sm_90", "sm_120"), lines.append, compile_one=compile_one)
+    assert found == Tile(128, 16, 8, 1)
+    assert {line.target for line in lines if line.tile == found} == {"sm_90", "sm_120"}
+    assert len([line for line in lines if line.tile == found]) == 2 * (1 + len(OTHERS))
+    assert "does not compile" in str(lines[0]) and "92160" in str(lines[-1])
+    assert static_search(PROBLEM, "gradient", ("sm_90",), lines.append, iter([]), compile_one) is None
+
+
+CRITICAL = [
+    ("float32", 128, "statistics", "sm_80"),
+    ("bfloat16", 128, "gradient", "sm_90"),
+    ("bfloat16", 1024, "statistics", "sm_100"),
+    ("bfloat16", 256, "statistics", "sm_120"),
+]
+"""Where the default is nearest the limits; every entry is compiled by the compile report."""
+
+
+def test_the_default_compiles_without_spilling_where_it_is_nearest_the_limits() -> None:
+    program = (
+        "import json, sys\n"
+        "from dogo_fast.compile_report import Case\n"
+        "from dogo_fast.kernels.configurations import ANY\n"
+        "from dogo_fast.tuning.compiling import compile_tile\n"
+        "from dogo_fast.tuning.search import Problem\n"
+        "from dogo_fast.kernels.configurations import SHIPPED\n"
+        "for dtype, D, kernel, target in json.loads(sys.argv[1]):\n"
+        "    tile = getattr(SHIPPED[Problem(dtype, D, 256).key(ANY)].configuration, kernel)\n"
+        "    case = Case('dogo_loss', dtype, D, 256, 'static')\n"
+        "    print(json.dumps(compile_tile(case, target, kernel, tile)))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    arguments = [sys.executable, "-c", program, json.dumps(CRITICAL)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = [Outcome(*json.loads(line)) for line in done.stdout.splitlines()]
+    assert len(outcomes) == len(CRITICAL)
+    for what, outcome in zip(CRITICAL, outcomes, strict=True):
+        assert outcome.rejection(1024 * SHARED_LIMITS["sm_86"]) == "", (what, outcome)
+        assert outcome.spilled == 0 and outcome.registers, (what, outcome)
+
+
+@pytest.mark.gpu
+def test_quick_tuning_makes_a_table_that_the_losses_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "tiles.json"
+    options = ["--quick", "--dtypes", "bfloat16", "--widths", "64", "--rows", "256", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-m", "dogo_fast", "tune", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ((key, entry),) = read_table(out.read_text(), "tuned").items()
+    assert (key.dtype, key.width, key.rows) == ("bfloat16", 64, 0)
+    assert entry.tuned is not None and entry.tuned["gpu"] == torch.cuda.get_device_name()
+    monkeypatch.setenv("DOGO_FAST_TILES", str(out))
+    tile_tables.table.cache_clear()
+    a, b, c, d = projections(200, 60, count=4, dtype=torch.bfloat16, device="cuda")
+    assert functional.dogo_loss((a, b), (c, d)).loss.isfinite()
+    assert tile_tables.configuration(key.architecture, "bfloat16", 64, 200) == entry.configuration
+
+
+@pytest.mark.gpu
+def test_tiles_are_chosen_inside_a_capture() -> None:
+    a, b, c, d = projections(256, 128, count=4, device="cuda")
+    expected = functional.dogo_loss((a, b), (c, d)).loss  # compiles
+    tile_tables.table.cache_clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = functional.dogo_loss((a, b), (c, d)).loss
+    assert tile_tables.table.cache_info().misses == 1
+    graph.replay()
+    assert torch.equal(loss, expected)
+
+
+def test_every_entry_of_the_default_fits_the_numbers_a_thread_may_hold() -> None:
+    for dtype, widths in WIDTHS.items():
+        for width in widths:
+            for rows in ROWS:
+                assert set(SHIPPED[Key(ANY, dtype, width, rows)].configuration) <= set(all_tiles())
