@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test sanitize bench-cpu bench-train lint compile-report roofline docs clean
+.PHONY: pretrain test sanitize bench bench-check bench-noise page lint compile-report roofline docs clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
@@ -31,24 +31,42 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Writes RESULT.json and RESULT.txt; some minutes. Threads spin here, as they do by default.
-RESULT ?= bench/results/tiled-cpu
-bench-cpu: $(VENV)/.installed-test
-	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest bench/test_tiled.py --benchmark-json=$(RESULT).json \
-	  --benchmark-columns=median,iqr,rounds $(ARGS)
-	$(BIN)/python bench/table.py $(RESULT).json | tee $(RESULT).txt
+# The benchmarks run with threads that spin, as they do by default.
+#   make bench ARGS="--only dogo_loss"    make bench GRID=full RECORD=full.json
+GRID ?= short
+RECORD ?= bench/results/benchmark-$(if $(shell command -v nvidia-smi),gpu,cpu).json
+bench: $(VENV)/.installed-test
+	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid $(GRID) --out $(RECORD) $(ARGS)
 
-# Views and training steps; writes TRAINING.json and TRAINING.txt. On a machine with a GPU, of both.
-TRAINING ?= bench/results/train-cpu
-bench-train: $(VENV)/.installed-test
-	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest bench/test_augment.py bench/test_step.py \
-	  --benchmark-json=$(TRAINING).json --benchmark-columns=median,iqr,rounds $(ARGS)
-	$(BIN)/python bench/table.py $(TRAINING).json | tee $(TRAINING).txt
+# Are ratios (others' times over ours) within what repeated runs of the same code gave? bench-noise makes those runs.
+NOISE ?= bench/results/noise-$(if $(shell command -v nvidia-smi),gpu,cpu).json
+RUNS ?= 1 2 3 4 5 6 7 8
+bench-check: $(VENV)/.installed-test
+	mkdir -p build
+	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check.json
+	$(BIN)/python -m bench.check compare build/check.json
+
+bench-noise: $(VENV)/.installed-test
+	mkdir -p build
+	for run in $(RUNS); do \
+	  env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check-$$run.json || exit 1; \
+	done
+	$(BIN)/python -m bench.check noise $(RUNS:%=build/check-%.json) --out $(NOISE)
+
+# docs/performance.md, docs/plots/ and the figures of README.md, from the records.
+page: $(VENV)/.installed-test
+	$(BIN)/python -m bench.page $(ARGS)
 
 compile-report: $(VENV)/.installed-train
 	$(BIN)/python -m dogo_fast.compile_report $(ARGS)
 
-.PHONY: pretrain test sanitize bench-cpu bench-train lint compile-report roofline docs clean
+# What limits each kernel, from its machine code; some minutes.
+roofline: $(VENV)/.installed-train
+	$(BIN)/python -m dogo_fast.roofline --out bench/results/roofline-sm_90 $(ARGS)
+
+# The documentation as a site: build/site/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,4 +1,4 @@
-"""Places the folders ``kernels`` and ``csrc`` in the package, and compiles ``csrc`` where torch can be imported.
+"""Places the folders ``kernels``, ``csrc`` and ``bench`` in the package; compiles ``csrc`` where torch can be imported.
 
 In pip's build isolation it cannot: then, and where compiling fails, the wheel has the sources alone and runs anywhere;
 the first use of the library compiles them. Everything else is in pyproject.toml.
@@ -104,8 +104,8 @@ kernels = ["dogo_fast.kernels", *(f"dogo_fast.kernels.{name}" for name in find_p
 compiled = compiled_ahead()
 
 setup(
-    packages=[*find_packages(include=["dogo_fast", "dogo_fast.*"]), *kernels, "dogo_fast.csrc"],
-    package_dir={"dogo_fast.kernels": "kernels", "dogo_fast.csrc": "csrc"},
+    packages=[*find_packages(include=["dogo_fast", "dogo_fast.*"]), *kernels, "dogo_fast.csrc", "dogo_fast.bench"],
+    package_dir={"dogo_fast.kernels": "kernels", "dogo_fast.csrc": "csrc", "dogo_fast.bench": "bench"},
     ext_modules=compiled.get("ext_modules", []),
     cmdclass={"bdist_wheel": Wheel, "build_py": BuildSources, **compiled.get("cmdclass", {})},
 )

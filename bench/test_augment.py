@@ -1,33 +1,46 @@
 """Views a second: ours against torchvision v2 on the CPU (one core, image after image) and kornia on the same device.
 
-In every round all run one after the other, on the same images; ratios are of the times of a round. pytest-benchmark's
-columns mark times ours; the others' times and the ratios are in extra_info. On a GPU there is a case more.
+In every round all run one after the other, on the same images; ratios are of the times of a round.
 """
 
-import platform
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-import pytest
 import torch
-from peers import quartiles, seconds
-from rivals import DEVIATION, MEAN, kornia_views, torchvision_views
 
 from dogo_fast.augment import VIEW_RECIPES, Augmentation
 
+from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views
+from .timing import quartiles, seconds, synchronize
+
 VIEWS = 4
-CASES = [("cpu", 32, "cifar", 256), ("cpu", 96, "simclr", 64)]
-if torch.cuda.is_available():
-    CASES += [("cuda", 32, "cifar", 1024), ("cuda", 96, "simclr", 256), ("cuda", 224, "simclr", 256)]
-ROUNDS = 9
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+class ViewCase(NamedTuple):
+    """N square images of so many pixels a side, four views each."""
+
+    device: str
+    size: int
+    recipe: str
+    N: int
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.size}px-{self.recipe}-N{self.N}"
 
 
-@pytest.mark.parametrize(("device", "size", "recipe", "N"), CASES)
-def test_views(benchmark: Any, device: str, size: int, recipe: str, N: int) -> None:
+def cases(grid: str) -> Iterable[ViewCase]:
+    if grid == "smoke":
+        return [ViewCase("cpu", 32, "cifar", 8, 2), ViewCase("cuda", 32, "cifar", 8, 2)]
+    small = [ViewCase("cpu", 32, "cifar", 256, 9), ViewCase("cuda", 32, "cifar", 1024, 9)]
+    if grid == "check":
+        return small
+    large = [ViewCase("cuda", 96, "simclr", 256, 9), ViewCase("cuda", 224, "simclr", 256, 9)]
+    return [*small, ViewCase("cpu", 96, "simclr", 64, 9), *large]
+
+
+def test_views(benchmark: Any, case: ViewCase) -> None:
+    device, size, recipe, N, rounds = case
     threads = torch.get_num_threads()
     chosen = VIEW_RECIPES[recipe]
     images = torch.randint(0, 256, (4 * N, 3, size, size), dtype=torch.uint8)
@@ -66,14 +79,11 @@ def test_views(benchmark: Any, device: str, size: int, recipe: str, N: int) -> N
         run()
     for values in times.values():
         values.clear()
-    benchmark.pedantic(run, setup=run_others, rounds=ROUNDS, iterations=1)
+    benchmark.pedantic(run, setup=run_others, rounds=rounds, iterations=1)
     benchmark.extra_info.update(
         {
             "kind": "views",
-            "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-            "case": f"{size} px, {recipe}, {N} images",
-            "threads": threads,
-            "torch": torch.__version__,
+            **case._asdict(),
             "per_second": {name: quartiles([VIEWS * N / value for value in values]) for name, values in times.items()},
             "faster_than": {
                 name: quartiles([other / own for other, own in zip(values, times["ours"], strict=True)])

@@ -4,14 +4,10 @@ In every round both run one after the other. On a GPU ours is captured, in bfloa
 GPU idles; it is compared with ours in eager as well.
 """
 
-import platform
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-import pytest
 import torch
-from peers import quartiles, seconds
-from rivals import DEVIATION, MEAN, AuthorsStep, torchvision_views
 
 from dogo_fast.augment import VIEW_RECIPES, Augmentation
 from dogo_fast.data import Batch
@@ -20,15 +16,31 @@ from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
 
+from .rivals import DEVIATION, MEAN, AuthorsStep, torchvision_views
+from .timing import quartiles, seconds, synchronize
+
 SIZE = 32
-CASES = [("cpu", "small", 128, 7), ("cpu", "resnet18", 32, 5)]
-if torch.cuda.is_available():
-    CASES += [("cuda", "resnet18", 512, 20), ("cuda", "resnet18", 1024, 20)]
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+class StepCase(NamedTuple):
+    """Two peers of one backbone on batches of N images of 32 px; bfloat16 on a GPU, float32 on a CPU."""
+
+    device: str
+    backbone: str
+    N: int
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.backbone}-N{self.N}"
+
+
+def cases(grid: str) -> Iterable[StepCase]:
+    if grid == "smoke":
+        return [StepCase("cpu", "small", 8, 2), StepCase("cuda", "small", 8, 2)]
+    first = [StepCase("cpu", "small", 128, 7), StepCase("cuda", "resnet18", 512, 20)]
+    if grid == "check":
+        return first
+    return [*first, StepCase("cpu", "resnet18", 32, 5), StepCase("cuda", "resnet18", 1024, 20)]
 
 
 def build(name: str, images: torch.Tensor, N: int) -> TrainingStep:
@@ -53,13 +65,13 @@ def time_phases(step: TrainingStep) -> dict[str, float]:
     def timed(name: str, function: Callable[[], Any]) -> None:
         def run() -> None:
             made[name] = function()
-            synchronize(step.device)
+            synchronize(step.device.type)
 
         result[name] = seconds(run)
 
     for optimiser in step.optimisers:
         optimiser.zero_grad(set_to_none=True)
-    synchronize(step.device)
+    synchronize(step.device.type)
     timed("augmentation", lambda: step.augmentation(step.images, step.rows, step.indices))
     timed("forward", lambda: step._forward(made["augmentation"]))
     timed("loss", lambda: step.objective(made["forward"]))
@@ -86,8 +98,8 @@ def idle_share(run: Callable[[], None], rounds: int) -> float:
     return 1 - busy / (end - spans[0][0])
 
 
-@pytest.mark.parametrize(("device", "name", "N", "rounds"), CASES)
-def test_step(benchmark: Any, device: str, name: str, N: int, rounds: int) -> None:
+def test_step(benchmark: Any, case: StepCase) -> None:
+    device, name, N, rounds = case
     where = torch.device(device)
     images = torch.randint(0, 256, (4 * N, 3, SIZE, SIZE), dtype=torch.uint8)
     step = build(name, images.to(where), N)
@@ -107,14 +119,14 @@ def test_step(benchmark: Any, device: str, name: str, N: int, rounds: int) -> No
 
     def make_step() -> None:
         step(batch, (1e-3, 1e-3))
-        synchronize(where)
+        synchronize(device)
 
     def run() -> None:
         step.graph = graph
         times["ours"].append(seconds(make_step))
 
     def run_others() -> None:
-        times["authors"].append(seconds(lambda: (theirs(images[:N]), synchronize(where))))
+        times["authors"].append(seconds(lambda: (theirs(images[:N]), synchronize(device))))
         step.graph = None
         if device == "cuda":
             times["eager"].append(seconds(make_step))
@@ -129,10 +141,7 @@ def test_step(benchmark: Any, device: str, name: str, N: int, rounds: int) -> No
     whole = [sum(parts.values()) for parts in phases]
     info: dict[str, Any] = {
         "kind": "step",
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-        "case": f"two {name}, {SIZE} px, batch {N}, {'bfloat16' if device == 'cuda' else 'float32'}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **case._asdict(),
         "per_second": {key: quartiles([N / value for value in values]) for key, values in times.items()},
         "faster_than": {
             key: quartiles([other / own for other, own in zip(values, times["ours"], strict=True)])

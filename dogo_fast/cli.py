@@ -1,4 +1,4 @@
-"""The command line: ``dogo-fast pretrain``, ``dogo-fast augment`` and ``dogo-fast tune``.
+"""The command line: ``dogo-fast pretrain``, ``augment``, ``benchmark`` and ``tune``.
 
 Whatever the user can put right is one line on stderr and exit code 2; a diverged run 1; Ctrl-C outside the training
 130. A run that was asked to stop and is saved is a success.
@@ -66,6 +66,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     import tyro
     from pydantic import ValidationError
 
+    from dogo_fast import benchmark as benchmarks
     from dogo_fast.sheet import SheetConfig, save_sheet
     from dogo_fast.training import PretrainConfig
     from dogo_fast.training.options import starting_point
@@ -91,14 +92,22 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
             """Save a sheet of views, to look at."""
             return lambda: print(save_sheet(config))
 
+        def benchmark(
+            grid: benchmarks.Grid = "short",
+            only: tuple[benchmarks.Suite, ...] = (),
+            out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmark.json"),
+        ) -> Callable[[], None]:
+            return lambda: benchmarks.benchmark(grid, only, out)
+
         def tune(config: Annotated[TuneConfig, tyro.conf.arg(name="")]) -> Callable[[], None]:
             """Measure tiles of the loss's kernels on the present GPU and keep the fastest for the losses to load."""
             return lambda: run_tune(config)
 
+        benchmark.__doc__ = benchmarks.benchmark.__doc__
         pretrain.__doc__ = f"{pretrain.__doc__} Presets: {', '.join(PRESETS)}; a file is TOML or JSON."
         with contextlib.redirect_stderr(messages):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {"pretrain": pretrain, "augment": augment, "tune": tune},
+                {"pretrain": pretrain, "augment": augment, "benchmark": benchmark, "tune": tune},
                 prog="dogo-fast",
                 description="DoGo (Distill on the Go): two peers that learn representations together.",
                 args=rest,
@@ -146,7 +155,8 @@ def _messages_beside_the_bar() -> Any:
     from tqdm import tqdm
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tqdm.write(f"dogo-fast: warning: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads them: no reason to stop training
+            tqdm.write(f"dogo-fast: warning: {message}", file=sys.stderr)
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,0 +1,101 @@
+"""Which sizes are measured: a short grid for ten minutes, a full one for an evening, others for checks and tests."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+GRIDS = ("short", "full", "check", "smoke")
+
+
+class Case(NamedTuple):
+    """One size on one device: N images, projections of D columns."""
+
+    device: str
+    N: int
+    D: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.device}-N{self.N}-D{self.D}-{self.dtype}"
+
+
+MIDDLE = 128
+"""D where it is not what varies."""
+
+
+class Extent(NamedTuple):
+    """The sizes of a grid on a device. ``parts``: N of NT-Xent and of the KL alone; all else is of the whole loss."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+    parts: tuple[int, ...]
+    other_dtypes: tuple[str, ...] = ()
+    sizes_of_other_dtypes: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    size_of_widths: int = 0
+
+
+POWERS = tuple(2**power for power in range(6, 17))
+EXTENTS = {
+    ("smoke", "cpu"): Extent("float32", sizes=(64,), parts=(64,)),
+    ("smoke", "cuda"): Extent("bfloat16", sizes=(64,), parts=(64,)),
+    ("check", "cpu"): Extent("float32", sizes=(256, 1024), parts=(1024,)),
+    ("check", "cuda"): Extent("bfloat16", sizes=(256, 4096, 32768), parts=(4096,)),
+    ("short", "cpu"): Extent(
+        "float32",
+        sizes=(64, 256, 1024, 4096),
+        parts=(256, 1024, 4096),
+        other_dtypes=("bfloat16",),
+        sizes_of_other_dtypes=(256, 1024, 4096),
+        widths=(64, 256, 2048),
+        size_of_widths=512,
+    ),
+    ("short", "cuda"): Extent(
+        "bfloat16",
+        sizes=(64, 256, 1024, 4096, 16384, 32768, 65536, 262144),
+        parts=(256, 4096, 32768),
+        other_dtypes=("float32", "float16"),
+        sizes_of_other_dtypes=(256, 4096),
+        widths=(64, 256, 2048),
+        size_of_widths=4096,
+    ),
+    ("full", "cpu"): Extent(
+        "float32",
+        sizes=(*POWERS[:8], 16384),
+        parts=POWERS[:7],
+        other_dtypes=("bfloat16", "float16"),
+        sizes_of_other_dtypes=(64, 256, 1024, 4096),
+        widths=(64, 256, 2048),
+        size_of_widths=1024,
+    ),
+    ("full", "cuda"): Extent(
+        "bfloat16",
+        sizes=POWERS,
+        parts=POWERS,
+        other_dtypes=("float32", "float16"),
+        sizes_of_other_dtypes=POWERS[::2],
+        widths=(64, 256, 2048),
+        size_of_widths=16384,
+    ),
+}
+
+WANTED = {
+    "smoke": ("dense", "lightly", "metric-learning", "authors"),
+    "check": ("dense",),
+    "short": ("dense", "compile", "lightly", "metric-learning", "authors", "liger"),
+    "full": ("dense", "compile", "max-autotune", "lightly", "metric-learning", "authors", "liger"),
+}
+BUDGET = {"smoke": 1.0, "check": 6.0, "short": 6.0, "full": 20.0}
+"""Seconds of rounds a case; five rounds at the least."""
+
+
+def loss_cases(grid: str, loss: str) -> Iterator[Case]:
+    """Of both devices: what the machine has not is skipped by name."""
+    for device in ("cpu", "cuda"):
+        extent = EXTENTS[grid, device]
+        if loss != "dogo_loss":
+            yield from (Case(device, N, MIDDLE, extent.dtype) for N in extent.parts)
+            continue
+        yield from (Case(device, N, MIDDLE, extent.dtype) for N in extent.sizes)
+        for dtype in extent.other_dtypes:
+            yield from (Case(device, N, MIDDLE, dtype) for N in extent.sizes_of_other_dtypes)
+        yield from (Case(device, extent.size_of_widths, D, extent.dtype) for D in extent.widths)

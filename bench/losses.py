@@ -1,0 +1,96 @@
+"""The benchmark of a loss at one size: time of forward, backward and both, value, gradient and memory, all together."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dogo_fast.work import Shape, bound, needed
+
+from . import contenders
+from .grid import BUDGET, WANTED, Case
+from .timing import PHASES, Inputs, differentiate, measure, quartiles
+
+MOST_IMAGES_OF_ORACLE = {"cpu": 1024, "cuda": 4096}
+"""Up to this N the errors against float64 are recorded; the dense formula in float64 takes 32 N² bytes a matrix."""
+
+VIEWS = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 4}
+DIFFERENTIATED = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 2}
+"""How many of the views get a gradient; the KL's teacher does not."""
+
+
+def bench_loss(benchmark: Any, loss: str, case: Case, grid: str, rates: dict[str, float]) -> None:
+    """Run one case and leave what was measured in the benchmark's ``extra_info``."""
+    torch.manual_seed(0)
+
+    def make() -> Inputs:
+        return [
+            torch.randn(case.N, case.D, dtype=getattr(torch, case.dtype), device=case.device).requires_grad_(
+                number < DIFFERENTIATED[loss]
+            )
+            for number in range(VIEWS[loss])
+        ]
+
+    first = make()
+    rest = iter([first])
+    found = contenders.contenders(loss, case.device, WANTED[grid])
+    measured = measure(benchmark, found, lambda: next(rest, None) or make(), BUDGET[grid])
+    benchmark.extra_info.update(
+        {
+            "kind": "loss",
+            "loss": loss,
+            **case._asdict(),
+            "rounds": len(measured.seconds["ours"]["both"]),
+            "seconds": {
+                name: {phase: quartiles(values) for phase, values in phases.items()}
+                for name, phases in measured.seconds.items()
+            },
+            "faster_than": {
+                name: {phase: quartiles(measured.ratios(name, phase)) for phase in PHASES}
+                for name in measured.seconds
+                if name != "ours"
+            },
+            "captured": measured.captured,
+            "missing": measured.missing,
+            "memory_bytes": measured.memory,
+            "relative_error": relative_errors(loss, case, first, measured.results),
+            "roofline": roofline(loss, case, rates, quartiles(measured.seconds["ours"]["both"])[1]),
+        }
+    )
+
+
+def roofline(loss: str, case: Case, rates: dict[str, float], seconds: float) -> dict[str, Any]:
+    """The counted work, the least time it takes at the rates of the machine, and the percent of it that was reached."""
+    on_gpu = case.device == "cuda"
+    shape = Shape(loss, case.N, (case.D,) * (VIEWS[loss] // 2), getattr(torch, case.dtype).itemsize)
+    gemm = rates[case.dtype] if on_gpu else rates["float32"]  # 16-bit rows are multiplied as float32 on a CPU
+    least = bound(shape, {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]}, overlap=on_gpu)
+    return {
+        **dataclasses.asdict(needed(shape)),
+        "rates": {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]},
+        "bound_seconds": least.total,
+        "limiter": least.limiter,
+        "percent": 100 * least.total / seconds,
+    }
+
+
+def relative_errors(loss: str, case: Case, inputs: Inputs, results: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+    """Of the value, and of all gradients together: ‖x − oracle‖ / ‖oracle‖ against the dense formula in float64."""
+    if MOST_IMAGES_OF_ORACLE[case.device] < case.N:
+        return {}
+    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    value = contenders.dense(loss)(*exact)
+    gradient = _flat(differentiate(value, exact))
+    return {
+        name: [
+            abs(float(result[0]) - float(value.detach())) / abs(float(value.detach())),
+            float((_flat(result[1:]) - gradient).norm() / gradient.norm()),
+        ]
+        for name, result in results.items()
+    }
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.double().flatten() for x in tensors])

@@ -1,0 +1,249 @@
+"""docs/performance.md, its pictures, the figures of README.md, from the recorded runs: python -m bench.page [--check]
+
+Nothing on the page is typed by hand: every number comes from a file in bench/results/, which the page names.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import check, tables
+from .grid import MIDDLE
+from .plots import draw_all
+from .records import RESULTS, NotARecord, Record, recorded
+from .tables import number, spread, table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+PLOTS = ROOT / "docs" / "plots"
+README = ROOT / "README.md"
+MARKS = "<!-- figures: made by make page -->", "<!-- end of figures -->"
+
+HEAD = """# Performance
+
+Made from the records in `bench/results/` by `make page`; nothing here is typed by hand. `make bench` makes such a
+record on your machine, `dogo-fast benchmark` from an installed package.
+
+Times are medians, with quartiles in brackets. × says how much longer something else takes: the median, over the
+rounds of one run, of its time over ours in the same round, in which all run one right after the other. `dense` is the
+plain formula, `compile` is `torch.compile` of it for that shape alone, `authors` the formula of the authors'
+published code, which broadcasts; `lightly` and `metric-learning` are the NT-Xent of lightly and
+pytorch-metric-learning, beside the dense KL in the whole loss. cut-cross-entropy and Inf-CL have no loss that leaves
+a row's similarity with itself out, so they do not apply. The bound is the least time of the [counted
+work](derivation.md#what-it-costs), products and exponentials, at the rates that the machine reached in the same run.
+Memory is what a pass takes above its inputs, at most; errors are relative, of the value and of all gradients, against
+the dense formula in float64.
+"""
+
+NO_GPU = """
+## On a GPU
+
+**No time has been measured on a GPU yet.** The kernels were checked value by value in Triton's interpreter and
+compiled. On a machine with one, `make bench` measures the same table there: replays of CUDA graphs between events,
+inputs that rotate past the L2 cache, running out of memory as a result. What it is to reach, on one H200, D = 128,
+bfloat16, the whole loss, forward and backward:
+
+| N | aim | measured |
+|---|---|---|
+| 256 | at most 25 µs a replay | unmeasured |
+| 4096 | 8 × dense, 4 × torch.compile | unmeasured |
+| 32768 | 20 × dense, 60 % of the bound | unmeasured |
+| 262144 | runs in under 2 GiB | unmeasured |
+| pretraining, two ResNet-18, CIFAR-10 | 15,000 images/s, GPU idle under 3 %, views under 3 % of a step | unmeasured |
+"""
+
+ALTERNATIVES = {
+    "time": "Time of forward and backward against N, both axes logarithmic",
+    "memory": "Memory of a pass above its inputs against N, both axes logarithmic",
+    "bound": "Percent of the bound that ours reaches, for each loss and size",
+    "rates": "Views and images a second, ours and others",
+}
+
+
+def write_page(records: Sequence[Record], plots: Path) -> str:
+    """The page's text; the pictures are written into the folder ``plots``."""
+    plots.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD]
+    if not any(record.device == "cuda" for record in records):
+        parts.append(NO_GPU)
+    for record in records:
+        parts.append(
+            f"\n## {record.name}\n\n" + "  \n".join([*record.head(), f"[record]({_link(record.path)})"]) + "\n"
+        )
+        for path in draw_all(record, plots):
+            parts.append(f"\n![{ALTERNATIVES[path.stem.split('-')[0]]}](plots/{path.name})\n")
+        for title, lines in tables.sections(record):
+            parts.append("\n".join(["", f"### {title}", "", *lines, ""]))
+        parts.append("\n".join(["", "### Rates of the machine in that run", "", *_rate_lines(record), ""]))
+    parts += [_static_roofline(path) for path in sorted(RESULTS.glob("roofline-*.json"))]
+    parts += [_noise(path) for path in sorted(RESULTS.glob("noise-*.json"))]
+    return "".join(parts)
+
+
+def _link(path: Path) -> str:
+    return Path(os.path.relpath(path, PAGE.parent)).as_posix()
+
+
+def _rate_lines(record: Record) -> Iterable[str]:
+    """Of the first loss of each device and dtype."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for info in record.of("loss"):
+        found.setdefault((info["device"], info["dtype"]), info["roofline"]["rates"])
+    rows = [
+        [device, dtype, number(rates["gemm"] / 1e12), number(rates["exp2"] / 1e9), number(rates["copy"] / 1e9)]
+        for (device, dtype), rates in found.items()
+    ]
+    return table(["device", "dtype", "products, TFLOP/s", "exponentials, G/s", "copy, GB/s"], rows)
+
+
+def _static_roofline(path: Path) -> str:
+    """What the machine code of the two large kernels allows, beside what the loss needs."""
+    report = json.loads(path.read_text())
+    rows = []
+    for each in report["predictions"]:
+        if each["clocks_overlapped"] is None or each["clocks_needed"] is None:
+            continue
+        case = each["case"]
+        rows.append(
+            [
+                f"{case['loss']}, {case['variant']}",
+                case["dtype"],
+                str(case["D"]),
+                str(case["N"]),
+                each["kernel"].removesuffix("_kernel"),
+                f"{each['tile']}, {each['warps']} warps",
+                str(each["registers"]),
+                str(each["stack"]),
+                each["limiter"],
+                f"{100 * each['share_in_turns']:.0f} to {100 * each['share_overlapped']:.0f}",
+            ]
+        )
+    head = ["loss", "dtype", "D", "N", "kernel", "tile", "registers", "spilled, B", "limiter", "% of the bound"]
+    target = report["predictions"][0]["target"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
+    return "\n".join(
+        [
+            "",
+            f"## Predicted from the machine code: {target}",
+            "",
+            "Compiled without a GPU; the instructions of the loops are counted, and the architecture's published",
+            "throughputs turn them into clocks. A prediction, not a measurement: latencies, waits and memory are left",
+            "out. The first percentage is for products and everything else in turns, the second for all pipes busy at",
+            f"the same time. {versions}; [everything that was counted]({_link(path.with_suffix('.txt'))}).",
+            "",
+            *table(head, rows),
+            "",
+        ]
+    )
+
+
+def _noise(path: Path) -> str:
+    """How far ratios wander between runs of the same code."""
+    noise = json.loads(path.read_text())
+    rows = [
+        [name, number(middle), f"{number(low)}–{number(high)}", f"{100 * (1 - low / middle):.0f}"]
+        for name, (low, middle, high) in check.bands(noise["ratios"]).items()
+    ]
+    runs = len(next(iter(noise["ratios"].values())))
+    return "\n".join(
+        [
+            "",
+            f"## What counts as slower: {noise['machine']['name']}",
+            "",
+            f"`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard",
+            f"deviations of {runs} runs of the same code ([record]({_link(path)})).",
+            "",
+            *table(["ratio", "middle", "band", "slower by more than, %"], rows),
+            "",
+        ]
+    )
+
+
+def readme_figures(records: Sequence[Record]) -> str:
+    """The two pictures that matter, and a table of the record they are of."""
+    record = records[0]
+    name = record.path.stem.removeprefix("benchmark-")
+    lines = [f"![{ALTERNATIVES[kind]}](docs/plots/{kind}-{name}.svg)" for kind in ("time", "memory")]
+    rows = []
+    for info in record.of("loss", "dogo_loss"):
+        if info["D"] == MIDDLE and info["N"] in (256, 4096):
+            memory = {name: number(taken / 2**20) for name, taken in info["memory_bytes"].items()}
+            others = ", ".join(
+                f"{spread(values['both'], digits=2)} {other}" for other, values in info["faster_than"].items()
+            )
+            rows.append(
+                [
+                    f"whole loss, N = {info['N']}, D = {info['D']}, {info['dtype']}",
+                    f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory['ours']} MiB",
+                    others,
+                ]
+            )
+    for kind, unit in (("views", "views/s"), ("step", "images/s"), ("pretraining", "images/s")):
+        for info in record.of(kind):
+            others = ", ".join(f"{spread(values, digits=2)} {other}" for other, values in info["faster_than"].items())
+            title = {"views": "views", "step": "step", "pretraining": "pretraining"}[kind]
+            rows.append(
+                [f"{title}: {tables.describe(info)}", f"{number(info['per_second']['ours'][1])} {unit}", others]
+            )
+    made = (
+        f"{record.name}, {record.machine['threads']} threads; `make bench`, [record]({record.path.relative_to(ROOT)})."
+    )
+    lines += [
+        "",
+        made,
+        "",
+        *table(["forward and backward; views; images", "ours", "× how much longer others take"], rows),
+    ]
+    return "\n".join(lines)
+
+
+def with_figures(readme: str, figures: str) -> str:
+    """README.md with the figures between the marks.
+
+    Raises:
+        NotARecord: the marks are missing.
+    """
+    pattern = re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.DOTALL)
+    if not pattern.search(readme):
+        raise NotARecord(f"{README} has no place for figures between {MARKS[0]} and {MARKS[1]}")
+    return pattern.sub(lambda match: f"{match[1]}\n{figures}\n\n{match[2]}", readme)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: written, or with --check the same as it is; 1: not the same; 2: no records."""
+    parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; say whether the texts are as they would be"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        records = recorded()
+        if not records:
+            raise NotARecord(f"no record in {RESULTS}: make one with make bench")
+        with tempfile.TemporaryDirectory() as unused:
+            page = write_page(records, Path(unused) if options.check else PLOTS)
+        readme = with_figures(README.read_text(), readme_figures(records))
+    except NotARecord as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    texts: dict[Path, Any] = {PAGE: page, README: readme}
+    if not options.check:
+        for path, text in texts.items():
+            path.write_text(text)
+        return 0
+    stale = [
+        str(path.relative_to(ROOT)) for path, text in texts.items() if not path.is_file() or path.read_text() != text
+    ]
+    if stale:
+        print(f"not as the records make it: {', '.join(stale)}: run make page", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

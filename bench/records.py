@@ -1,0 +1,76 @@
+"""Recorded runs: what pytest-benchmark wrote, as the tables, the plots and the check read it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class NotARecord(Exception):
+    """A file that is no record of this suite."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the suite on one machine."""
+
+    path: Path
+    machine: dict[str, Any]
+    grid: str
+    commit: dict[str, Any]
+    infos: tuple[dict[str, Any], ...]
+    """The ``extra_info`` of each benchmark."""
+
+    def of(self, kind: str, loss: str | None = None) -> Iterator[dict[str, Any]]:
+        return (info for info in self.infos if info["kind"] == kind and loss in (None, info.get("loss")))
+
+    @property
+    def name(self) -> str:
+        """Of the machine: its GPU, or its processor."""
+        gpu = self.machine.get("gpu")
+        return str(gpu["name"]) if gpu else str(self.machine["cpu"]["brand_raw"])
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.machine.get("gpu") else "cpu"
+
+    def head(self) -> list[str]:
+        """Where, with what and at which commit the run was made."""
+        cpu, gpu, versions = self.machine["cpu"], self.machine.get("gpu"), self.machine["versions"]
+        flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in (cpu["flags"] or ())]
+        lines = []
+        if gpu:
+            lines.append(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}")
+        threads = self.machine["threads"]
+        lines.append(f"{cpu['brand_raw']}, {cpu['count']} cores ({', '.join(flags)}), {threads} threads")
+        lines.append(
+            ", ".join([f"Python {self.machine['python']}", *(f"{name} {versions[name]}" for name in versions)])
+        )
+        changed = " with uncommitted changes" if self.commit["dirty"] else ""
+        lines.append(f"commit {self.commit['id'][:12]}{changed}, {self.commit['time'][:10]}, grid {self.grid}")
+        return lines
+
+
+def load(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        NotARecord: a file that is missing, or that this suite did not write.
+    """
+    try:
+        run = json.loads(path.read_text())
+        infos = tuple(benchmark["extra_info"] for benchmark in run["benchmarks"])
+        record = Record(path, run["machine_info"], run["grid"], run["commit_info"], infos)
+        _ = record.name, record.head(), [info["kind"] for info in infos]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotARecord(f"{path} is not a record of the benchmarks: {type(error).__name__}: {error}") from None
+    return record
+
+
+def recorded() -> list[Record]:
+    """All records of whole runs that the repository has, those of GPUs first."""
+    records = [load(path) for path in sorted(RESULTS.glob("benchmark-*.json"))]
+    return sorted(records, key=lambda record: record.device != "cuda")

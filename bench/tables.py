@@ -1,0 +1,160 @@
+"""A record as tables in Markdown, for the terminal and for docs/performance.md: python -m bench.tables FILE.json"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .contenders import CONTENDERS
+from .records import NotARecord, Record, load
+
+TITLES = {
+    "dogo_loss": "Whole DoGo loss",
+    "nt_xent": "NT-Xent alone",
+    "similarity_kl": "Similarity KL alone, constant teacher",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Aligned columns, numbers to the right."""
+    cells = [head, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def number(value: float, digits: int = 3) -> str:
+    """To so many significant digits, without an exponent."""
+    if value == 0:
+        return "0"
+    shown = f"{value:.{digits}g}"
+    if "e" in shown or float(shown) >= 10 ** (digits - 1):
+        return f"{float(shown):,.0f}"
+    return shown
+
+
+def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
+    """The median, and the quartiles in brackets."""
+    low, middle, high = (number(scale * value, digits) for value in values)
+    return f"{middle} ({low}–{high})"
+
+
+def loss_table(record: Record, loss: str) -> list[str]:
+    """Times, and how much longer the others take."""
+    infos = list(record.of("loss", loss))
+    present = [name for name in CONTENDERS if any(name in info["seconds"] or name in info["missing"] for info in infos)]
+    head = [
+        "dtype",
+        "N",
+        "D",
+        "forward, ms",
+        "backward, ms",
+        "both, ms",
+        *(f"× {name}" for name in present),
+        "% of bound",
+    ]
+    rows = []
+    for info in infos:
+        ours = info["seconds"]["ours"]
+        times = [spread(ours[phase], 1e3) for phase in ("forward", "backward", "both")]
+        others = [_ratio(info, name) for name in present]
+        percent = f"{info['roofline']['percent']:.0f}"
+        rows.append([info["dtype"], str(info["N"]), str(info["D"]), *times, *others, percent])
+    return table(head, rows)
+
+
+def _ratio(info: dict[str, Any], name: str) -> str:
+    if name in info["faster_than"]:
+        return spread(info["faster_than"][name]["both"], digits=2)
+    return str(info["missing"].get(name, "–")).split(":")[0]
+
+
+def memory_table(record: Record) -> list[str]:
+    """Memory above the inputs, and errors against float64, of the whole loss."""
+    infos = list(record.of("loss", "dogo_loss"))
+    present = ["ours", *(name for name in CONTENDERS if any(name in info["memory_bytes"] for info in infos))]
+    head = ["dtype", "N", "D", *(f"{name}, MiB" for name in present), "error: ours", "dense"]
+    rows = []
+    for info in infos:
+        memory = [info["memory_bytes"].get(name) for name in present]
+        errors = [info["relative_error"].get(name) for name in ("ours", "dense")]
+        rows.append(
+            [
+                info["dtype"],
+                str(info["N"]),
+                str(info["D"]),
+                *("–" if value is None else number(value / 2**20) for value in memory),
+                *("–" if error is None else f"{error[0]:.0e}, {error[1]:.0e}" for error in errors),
+            ]
+        )
+    return table(head, rows)
+
+
+def rate_table(record: Record, kind: str) -> list[str]:
+    """Views or images a second."""
+    infos = list(record.of(kind))
+    others = list(dict.fromkeys(name for info in infos for name in info["faster_than"]))
+    unit = "views" if kind == "views" else "images"
+    rows = [
+        [
+            describe(info),
+            spread(info["per_second"]["ours"]),
+            *(spread(info["faster_than"][name], digits=2) if name in info["faster_than"] else "–" for name in others),
+        ]
+        for info in infos
+    ]
+    return table(["", f"{unit}/s", *(f"× {name}" for name in others)], rows)
+
+
+def describe(info: dict[str, Any]) -> str:
+    """What views or steps were made of."""
+    where = {"cpu": "CPU", "cuda": "GPU"}[info["device"]]
+    if info["kind"] == "views":
+        return f"{where}, {info['size']} px, {info['recipe']}, {info['N']} images"
+    if info["kind"] == "step":
+        return f"{where}, two {info['backbone']}, batch {info['N']}"
+    return f"{where}, two {info['backbone']}, {info['images']} images, batch {info['N']}"
+
+
+def phase_table(record: Record) -> list[str]:
+    """Where the time of an eager step goes, and how long a GPU idles in a captured one."""
+    infos = list(record.of("step"))
+    phases = list(infos[0]["phase_shares"])
+    rows = []
+    for info in infos:
+        idle = info.get("gpu_idle_share")
+        shares = [f"{100 * info['phase_shares'][phase][1]:.1f}" for phase in phases]
+        rows.append([describe(info), *shares, "–" if idle is None else f"{100 * idle:.1f}"])
+    return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
+
+
+def sections(record: Record) -> list[tuple[str, list[str]]]:
+    """Title and table of everything a record has."""
+    found = [(title, loss_table(record, loss)) for loss, title in TITLES.items() if any(record.of("loss", loss))]
+    if any(record.of("loss", "dogo_loss")):
+        found.append(("Memory and error of the whole loss", memory_table(record)))
+    for kind, title in (("views", "Views"), ("step", "Training steps"), ("pretraining", "Pretraining, end to end")):
+        if any(record.of(kind)):
+            found.append((title, rate_table(record, kind)))
+    if any(record.of("step")):
+        found.append(("Shares of an eager step", phase_table(record)))
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        record = load(Path(arguments[0]))
+    except (IndexError, NotARecord) as error:
+        print(error if isinstance(error, NotARecord) else "a record must be given: FILE.json", file=sys.stderr)
+        return 2
+    print("\n".join(record.head()))
+    for title, lines in sections(record):
+        print(f"\n{title}\n", *lines, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

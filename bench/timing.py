@@ -1,0 +1,286 @@
+"""Paired timing: in every round each contender runs once, one right after the other; ratios are of a round's times.
+
+On a CPU a pass is timed by the clock. On a GPU every contender that allows it is captured, forward, backward and both,
+once for each of several inputs that together exceed the L2 cache twice, and CUDA events time rounds of replays; one
+that cannot be captured runs in eager, and the record says so. Running out of memory is a result too.
+"""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Loss = Callable[..., Tensor]
+Inputs = list[Tensor]
+
+PHASES = ("forward", "backward", "both")
+WARM_SECONDS = 0.2
+ROUND_SECONDS = 2e-3
+"""A round of replays takes at least this long: events are no finer than half a microsecond."""
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
+MOST_SETS = 64
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that is timed: a loss of its inputs, and whether a CUDA graph may hold it.
+
+    ``prepare``: makes the loss when its turn has come, as ``torch.compile`` must, for a shape of its own.
+    ``takes``: bytes it needs beside its inputs at the least, by N and bytes a number; on a CPU nothing else tells
+    beforehand that it would not fit.
+    """
+
+    name: str
+    prepare: Callable[[], Loss]
+    capturable: bool = True
+    takes: Callable[[int, int, int], float] = lambda N, D, itemsize: 0.0
+
+
+class Runner(Protocol):
+    captured: bool
+
+    def round(self) -> dict[str, float]:
+        """Seconds of each phase."""
+
+
+def differentiate(value: Tensor, inputs: Inputs, retain_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of the inputs that want one."""
+    return torch.autograd.grad(value, [x for x in inputs if x.requires_grad], retain_graph=retain_graph)
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+class OnCPU:
+    """Forward and backward by the clock; gradients are made anew."""
+
+    captured = False
+
+    def __init__(self, loss: Loss, sets: list[Inputs], longest: float) -> None:
+        self.loss, self.inputs = loss, sets[0]
+        _warm(self.round, longest)
+
+    def round(self) -> dict[str, float]:
+        start = time.perf_counter()
+        value = self.loss(*self.inputs)
+        middle = time.perf_counter()
+        differentiate(value, self.inputs)
+        end = time.perf_counter()
+        return {"forward": middle - start, "backward": end - middle, "both": end - start}
+
+
+class OnGPU:
+    """Rounds of calls between CUDA events, over the rotating inputs; by graph replays where they may be captured."""
+
+    def __init__(self, loss: Loss, sets: list[Inputs], longest: float, capture: bool) -> None:
+        self.loss, self.sets, self.captured = loss, sets, capture
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            _warm(lambda: (self._both(sets[0]), stream.synchronize()), longest)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.kept: list[Any] = []  # what graphs read and write
+        self.calls: dict[str, list[Callable[[], Any]]] = {phase: [] for phase in PHASES}
+        for inputs in sets:
+            for phase, call in (self._capture(inputs) if capture else self._eager(inputs)).items():
+                self.calls[phase].append(call)
+        self.repeats = {phase: self._enough(phase) for phase in PHASES}
+
+    def _both(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        return differentiate(self.loss(*inputs), inputs)
+
+    def _eager(self, inputs: Inputs) -> dict[str, Callable[[], Any]]:
+        value = self.loss(*inputs)
+        return {
+            "forward": lambda: self.loss(*inputs),
+            "backward": lambda: differentiate(value, inputs, retain_graph=True),
+            "both": lambda: self._both(inputs),
+        }
+
+    def _capture(self, inputs: Inputs) -> dict[str, Callable[[], Any]]:
+        graphs = {phase: torch.cuda.CUDAGraph() for phase in PHASES}
+        with torch.cuda.graph(graphs["forward"]):
+            value = self.loss(*inputs)
+        with torch.cuda.graph(graphs["backward"], pool=graphs["forward"].pool()):
+            # what the forward saved stays, so that the backward can be replayed alone
+            gradients = differentiate(value, inputs, retain_graph=True)
+        with torch.cuda.graph(graphs["both"]):
+            both = self._both(inputs)
+        self.kept += [value, gradients, both]
+        graphs["forward"].replay()
+        return {phase: graph.replay for phase, graph in graphs.items()}
+
+    def _enough(self, phase: str) -> int:
+        once = min(self._time(phase, 1) for _ in range(3))
+        return max(1, int(ROUND_SECONDS / max(once, 1e-7)))
+
+    def _time(self, phase: str, repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        calls = self.calls[phase]
+        start.record()
+        for number in range(repeats):
+            calls[number % len(calls)]()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+
+    def round(self) -> dict[str, float]:
+        return {phase: self._time(phase, self.repeats[phase]) for phase in PHASES}
+
+
+class TooSlow(Exception):
+    """A pass takes longer than the grid has time for."""
+
+
+def _warm(call: Callable[[], Any], longest: float) -> None:
+    """Until it has run twice and for some time: compiling, caches, clocks.
+
+    Raises:
+        TooSlow: the second call took more than ``longest`` seconds.
+    """
+    call()
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM_SECONDS:
+        taken = seconds(call)
+        if taken > longest:
+            raise TooSlow(f"one pass takes {taken:.3g} s")
+
+
+def input_sets(make: Callable[[], Inputs]) -> list[Inputs]:
+    """So many inputs that reading one set after the other misses the L2 cache of the GPU; one set on a CPU."""
+    sets = [make()]
+    device = sets[0][0].device
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        size = sum(x.nbytes for x in sets[0])
+        sets += [make() for _ in range(min(MOST_SETS, 1 + 2 * cache // size) - 1)]
+    return sets
+
+
+@dataclass
+class Measured:
+    """``seconds[name][phase]``: one a round, the same rounds for all; ``missing[name]``: why it has none."""
+
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    captured: dict[str, bool] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    results: dict[str, list[Tensor]] = field(default_factory=dict)
+    """The value and the gradients of each, of the first inputs."""
+
+    def ratios(self, name: str, phase: str, to: str = "ours") -> list[float]:
+        """Of the times of each round: how much longer ``name`` takes than ``to``."""
+        pairs = zip(self.seconds[name][phase], self.seconds[to][phase], strict=True)
+        return [theirs / own for theirs, own in pairs]
+
+
+def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], Inputs], budget: float) -> Measured:
+    """Time the contenders against the one that is named "ours", for about ``budget`` seconds of rounds.
+
+    benchmark: the fixture of pytest-benchmark, whose own columns time ours. A contender is left out, and the record
+    says why, where it does not fit the memory or where one pass of it takes longer than the budget.
+    """
+    measured = Measured()
+    sets = input_sets(make)
+    runners: dict[str, Runner] = {}
+    for contender in contenders:
+        reason = _too_large(contender, sets[0])
+        if reason is None:
+            try:
+                longest = float("inf") if contender.name == "ours" else budget
+                runners[contender.name] = _prepare(contender, sets, longest, measured)
+                continue
+            except TooSlow as error:
+                reason = str(error)
+            except torch.OutOfMemoryError:
+                reason = "out of memory"
+                torch.cuda.empty_cache()
+        measured.missing[contender.name] = reason
+    assert "ours" in runners, f"ours did not run: {measured.missing.get('ours')}"
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    others = [name for name in runners if name != "ours"]
+
+    def run_others() -> None:
+        for name in others:
+            times[name].append(runners[name].round())
+
+    def run() -> None:
+        times["ours"].append(runners["ours"].round())
+
+    length = seconds(lambda: (run_others(), run()))
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(budget / length)))
+    for values in times.values():
+        values.clear()
+    benchmark.pedantic(run, setup=run_others, rounds=rounds, iterations=1)
+    for name, values in times.items():
+        measured.seconds[name] = {phase: [each[phase] for each in values] for phase in PHASES}
+    return measured
+
+
+def _too_large(contender: Contender, inputs: Inputs) -> str | None:
+    first = inputs[0]
+    if first.device.type != "cpu":
+        return None
+    needed = contender.takes(*first.shape, first.itemsize)
+    available = _field("/proc/meminfo", "MemAvailable")
+    if needed < 0.8 * available:
+        return None
+    return f"out of memory: needs {needed / 2**30:.0f} GiB"
+
+
+def _prepare(contender: Contender, sets: list[Inputs], longest: float, measured: Measured) -> Runner:
+    """Warm up, then note the value and gradients, and the memory a step takes."""
+    loss = contender.prepare()
+    inputs = sets[0]
+    gpu = inputs[0].is_cuda
+    runner: Runner = OnGPU(loss, sets, longest, contender.capturable) if gpu else OnCPU(loss, sets, longest)
+    value = loss(*inputs)
+    measured.results[contender.name] = [value.detach(), *differentiate(value, inputs)]
+    del value
+    measured.captured[contender.name] = runner.captured
+    peak = _peak_on_gpu if gpu else _peak_on_cpu
+    measured.memory[contender.name] = peak(lambda: differentiate(loss(*inputs), inputs))
+    return runner
+
+
+def _peak_on_gpu(step: Callable[[], Any]) -> int:
+    """Bytes allocated above what was before, at most."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_on_cpu(step: Callable[[], Any]) -> int:
+    """Bytes by which the resident set grows, at most (Linux): what was freed before counts as used again."""
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _field("/proc/self/status", "VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident set so far
+    step()
+    return max(0, _field("/proc/self/status", "VmHWM") - before)
+
+
+def _field(path: str, name: str) -> int:
+    """Bytes, of a line as "VmRSS:  1234 kB"."""
+    line = next(line for line in Path(path).read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
