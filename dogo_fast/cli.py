@@ -216,6 +216,10 @@ def _describe(error: "ValidationError") -> str:
             continue
         names = [part for part in detail["loc"] if isinstance(part, str)]  # a number says which peer
         option = "--" + names[0].replace("_", "-")
+        if names[0] == "recipe" and isinstance(detail["input"], dict) and names[1:2] == ["str"]:
+            continue  # what is wrong within the table says more
+        if names[0] == "recipe" and len(names) > 2:
+            option = f"[recipe] {'.'.join(names[2:])}"
         texts.append(f"{option} {allowed}, got {detail['input']!r}")
     return "; ".join(dict.fromkeys(texts))
 

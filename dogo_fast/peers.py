@@ -118,7 +118,10 @@ def build_backbone(name: str, image_size: int) -> nn.Module:
     Raises:
         ValueError: a name that ``check_backbone_name`` does not allow.
     """
-    check_backbone_name(name)
+    try:
+        check_backbone_name(name)
+    except ValueError as error:
+        raise ValueError(f"a backbone {error}, got {name!r}") from None
     if name.startswith(TIMM):
         import timm
 

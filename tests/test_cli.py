@@ -266,3 +266,28 @@ def test_help_is_on_stdout(arguments: list[str], capsys: pytest.CaptureFixture[s
         main(arguments)
     assert stopped.value.code == 0
     assert "dogo-fast" in capsys.readouterr().out
+
+
+def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for text, message in (
+        (
+            "[recipe]\ncrop_area = [0.2, 1.0]\ncrop_ratio = [0.75, 1.333]\nflop = 5\n",
+            "[recipe] flop Unexpected keyword argument, got 5",
+        ),
+        ("[recipe]\ncrop_area = [0.2, 1.0]\ncrop_ratio = [0.75, 1.333]\nflip = 5\n", "flip"),
+    ):
+        (tmp_path / "mine.toml").write_text(text)
+        assert main(["pretrain", "--config", str(tmp_path / "mine.toml")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "valid string" not in error
+
+
+def test_a_run_s_configuration_is_a_start_for_another_run(tmp_path: Path):
+    options = ["pretrain", "--epochs", "1", "--batch-size", "512", "--no-evaluate", "--device", "cpu"]
+    assert main([*options, "--seed", "3", "--out", str(tmp_path / "first")]) == 0
+    again = ["pretrain", "--config", str(tmp_path / "first" / "config.json"), "--out", str(tmp_path / "second")]
+    assert main(again) == 0
+    first, second = (
+        json.loads((tmp_path / name / "config.json").read_text())["config"] for name in ("first", "second")
+    )
+    assert second == first | {"out": str(tmp_path / "second")} and second["seed"] == 3

@@ -965,3 +965,43 @@ def test_what_only_suits_a_device_is_not_taken_from_a_checkpoint():
     wanted = [group.get("capturable") for group in trainer.step.optimisers[0].param_groups]
     trainer.load_state(state)
     assert [group.get("capturable") for group in trainer.step.optimisers[0].param_groups] == wanted
+
+
+def test_a_checkpoint_comes_within_an_epoch_after_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain, often = trainer_of(), trainer_of(out=tmp_path / "run", save_minutes=1e-9)
+    saved = []
+    save = often.save
+    monkeypatch.setattr(
+        often, "save", lambda folder: saved.append((often.steps, often._partial is not None)) or save(folder)
+    )
+    plain.fit()
+    often.fit()
+    assert saved == [(1, True), (2, True), (3, False), (4, True), (5, True), (6, False)]
+    assert same(weights_of(plain), weights_of(often))
+    assert without_timing(plain.history) == without_timing(often.history)
+    again = trainer_of(out=tmp_path / "again", resume=str(tmp_path / "run" / "checkpoints" / "step_000000005.pt"))
+    again.fit()
+    assert same(weights_of(plain), weights_of(again))
+    assert without_timing(plain.history) == without_timing(again.history)
+
+
+def test_images_given_in_python_are_not_taken_for_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    StopAfter(monkeypatch, 4)
+    trainer = trainer_of(out=tmp_path / "run", resume="auto")
+    with pytest.raises(
+        RunInterrupted, match=r"saved\. To go on: fit\(\) again, or the same Trainer with resume='.*pt'"
+    ):
+        trainer.fit()
+    monkeypatch.undo()
+    assert starting_point(None, None, "auto", tmp_path / "run")["data"] == "python"
+    with pytest.raises(ValidationError, match="must not be images that were given in Python"):
+        PretrainConfig(**starting_point(None, None, "auto", tmp_path / "run"))
+    again = trainer_of(out=tmp_path / "run", resume="auto")
+    assert again.steps == 4 and len(again.fit()) == 2
+
+
+def test_other_images_of_the_same_number_and_size_are_not_gone_on_with():
+    state = trainer_of().state()
+    other = (pixels().int() + 1).clamp(max=255).to(torch.uint8)
+    with pytest.raises(UserError, match="got others of the same number and size"):
+        Trainer(("small", "small"), other, trainer_of().config).load_state(state)

@@ -26,8 +26,22 @@ from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
 DEFAULT_OUT = "runs/DATA-PEERS-TIME"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMISERS = ("adam", "adamw", "sgd", "lars")
+FROM_PYTHON = "python"
+"""What a run folder has for ``data`` where the images were given to ``Trainer`` and not loaded by name."""
 FREE_ON_RESUME = frozenset(
-    ("out", "resume", "device", "workers", "data_dir", "save_every", "graph", "tensorboard", "wandb", "evaluate")
+    (
+        "out",
+        "resume",
+        "device",
+        "workers",
+        "data_dir",
+        "save_every",
+        "save_minutes",
+        "graph",
+        "tensorboard",
+        "wandb",
+        "evaluate",
+    )
 )
 """Options that do not change the trajectory: a resumed run may have others."""
 
@@ -173,6 +187,8 @@ class PretrainConfig(BaseModel):
     """auto: continue the run in --out if there is one, else start it; PATH: continue from this checkpoint."""
     save_every: int = Field(0, ge=0)
     """Keep a checkpoint every so many epochs (0: only the last two steps saved, which are there in any case)."""
+    save_minutes: float = Field(10.0, gt=0)
+    """Save in the middle of an epoch, too, after so many minutes without a checkpoint."""
     evaluate: bool = True
     """Compare the features before and after by k-NN and a linear probe, where the data set has labels."""
     tensorboard: bool = False
@@ -183,6 +199,8 @@ class PretrainConfig(BaseModel):
     @field_validator("data")
     @classmethod
     def _check_data(cls, data: str) -> str:
+        if data == FROM_PYTHON:
+            raise ValueError("must not be images that were given in Python: build the same Trainer again, with resume")
         check_data_name(data)
         return data
 

@@ -78,7 +78,8 @@ def read_settings(path: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise UserError(f"--config must be a TOML or JSON file, got {path} ({error})") from None
     if isinstance(settings, dict) and isinstance(settings.get("config"), dict):
-        settings = settings["config"]  # as a run folder keeps it, beside the versions
+        # as a run folder keeps it, beside the versions; where that run was and on what is its own business
+        settings = {key: value for key, value in settings["config"].items() if key not in ("out", "device")}
     if not isinstance(settings, dict):
         raise UserError(f"--config must have fields and values, got {path} with {type(settings).__name__}")
     settings = {key.replace("-", "_"): value for key, value in settings.items()}

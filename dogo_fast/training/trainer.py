@@ -4,6 +4,7 @@ import copy
 import shlex
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
 from dogo_fast.training.checkpoint import FOLDER, CheckpointFolder, find_checkpoint, run_of
-from dogo_fast.training.config import FREE_ON_RESUME, PRECISIONS, PretrainConfig
+from dogo_fast.training.config import FREE_ON_RESUME, FROM_PYTHON, PRECISIONS, PretrainConfig
 from dogo_fast.training.interrupt import Interrupt
 from dogo_fast.training.log import BestEffort, Logger, check_installed, open_loggers
 from dogo_fast.training.metrics import READ_EVERY, EpochMetrics, clock
@@ -77,7 +78,9 @@ class Trainer:
         found = find_resumed(given)
         out = given.out or (None if found is None else run_of(found[0]))
         names = tuple(name if isinstance(name, str) else type(name).__name__ for name in backbones)
-        self.config = given.resolve().model_copy(update={"out": out, "peers": names})
+        by_name = isinstance(data, DataSet) and data.name == given.data
+        source = given.data if by_name else FROM_PYTHON
+        self.config = given.resolve().model_copy(update={"out": out, "peers": names, "data": source})
         check_installed(self.config.tensorboard, self.config.wandb)
         self.device = torch.device(self.config.device)
         self.data = _as_data_set(data).to(self.device)
@@ -102,6 +105,7 @@ class Trainer:
         self.resumed_from = None if found is None else found[0]
         self.asked_to_stop: str | None = None
         self._looked_at = [] if out is None else CheckpointFolder(out).files()
+        self._saved_at = clock()
         self._whole = True
         if found is not None:
             self.load_state(found[1])
@@ -255,8 +259,13 @@ class Trainer:
                 losses = metrics.read()
                 shown = f"loss {losses['loss_1']:.3f} + {losses['loss_2']:.3f}, data wait {metrics.wait_share():.0%}"
                 bar.set_postfix_str(shown, refresh=False)
-            if interrupt.asked and metrics.steps < len(self.loader):
-                self._stop(folder, interrupt, metrics)
+            if metrics.steps < len(self.loader):
+                if interrupt.asked:
+                    self._stop(folder, interrupt, metrics)
+                if folder is not None and clock() - self._saved_at > 60 * self.config.save_minutes:
+                    self._note_partial(metrics)
+                    self.save(folder)
+                    self._partial = None
             start = clock()
 
     def _train_batch(self, batch: Batch) -> None:
@@ -290,14 +299,20 @@ class Trainer:
     def _stop(self, folder: RunFolder | None, interrupt: Interrupt, metrics: EpochMetrics | None) -> None:
         """Save, and say how to go on."""
         if metrics is not None:
-            metrics.read()
-            self._check_weights()
-            self._partial = metrics.state()
+            self._note_partial(metrics)
         what = f"stopped by {interrupt.asked} after step {self.steps} (epoch {min(self.epoch, self.config.epochs)})"
         if folder is None:
             raise RunInterrupted(f"{what}; fit() goes on from here")
         path = self.save(folder)
+        if self.config.data == FROM_PYTHON:
+            raise RunInterrupted(f"{what}; saved. To go on: fit() again, or the same Trainer with resume={str(path)!r}")
         raise RunInterrupted(f"{what}; saved. To go on: dogo-fast pretrain --resume {shlex.quote(str(path))}")
+
+    def _note_partial(self, metrics: EpochMetrics) -> None:
+        """What a checkpoint in the middle of an epoch has more."""
+        metrics.read()
+        self._check_weights()
+        self._partial = metrics.state()
 
     def _check_weights(self) -> None:
         """The last losses were of the weights before the last step.
@@ -329,7 +344,9 @@ class Trainer:
         Raises:
             UserError: it cannot be written; earlier ones are untouched.
         """
-        return folder.checkpoints.save(self.state(), self.config.save_every * len(self.loader))
+        path = folder.checkpoints.save(self.state(), self.config.save_every * len(self.loader))
+        self._saved_at = clock()
+        return path
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: copies, on the CPU."""
@@ -338,6 +355,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "image_count": self.data.image_count,
             "image_size": self.data.image_size,
+            "fingerprint": fingerprint(self.data.pretraining),
             "step": self.steps,
             "epoch": self.epoch,
             "position": self.position,
@@ -384,6 +402,11 @@ class Trainer:
         if state["image_size"] != size:
             raise UserError(
                 f"--data-dir must hold the images of {state['image_size']} px of the run that is resumed, got {size} px"
+            )
+        own = fingerprint(self.data.pretraining)
+        if None not in (own, state.get("fingerprint")) and own != state["fingerprint"]:
+            raise UserError(
+                "--data-dir must hold the images of the run that is resumed, got others of the same number and size"
             )
         self._check_settings(state["config"], "in the run that is resumed")
 
@@ -462,6 +485,14 @@ def find_resumed(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
         hint = f", a checkpoint in a folder {FOLDER}" if path.is_dir() else ""
         raise UserError(f"--resume must be auto or an existing file{hint}, got {path}")
     return find_checkpoint(None, path, warnings.warn)
+
+
+def fingerprint(images: Tensor | ImageSource) -> int | None:
+    """A checksum of 64 resident images, evenly spread; None of images that stream, which would have to be decoded."""
+    if not isinstance(images, Tensor):
+        return None
+    chosen = torch.linspace(0, len(images) - 1, min(64, len(images))).long()
+    return zlib.crc32(images[chosen.to(images.device)].cpu().numpy().tobytes())
 
 
 def _check_parameters(peers: Sequence[Peer]) -> None:
