@@ -1,7 +1,6 @@
 """``dogo-fast tune``: measure tiles on the present GPU and keep the table that the losses load."""
 
 import datetime
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from dogo_fast.atomic import write_atomically
 from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table
@@ -168,16 +168,8 @@ def merge(path: Path, entries: Table) -> None:
         UserError: it is damaged, or cannot be written.
     """
     together = {**(tile_tables.read_file(path) if path.exists() else {}), **entries}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(configurations.table_text(together))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out must be a file that can be written, got {path} ({error.strerror})") from None
+    write_atomically(path, configurations.table_text(together).encode())
