@@ -37,7 +37,8 @@ published code, which broadcasts; `lightly` and `metric-learning` are the NT-Xen
 pytorch-metric-learning, beside the dense KL in the whole loss. cut-cross-entropy and Inf-CL have no loss that leaves
 a row's similarity with itself out, so they do not apply. The bound is the least time of the [counted
 work](derivation.md#what-it-costs), products and exponentials, at the rates that the machine reached in the same run.
-Memory is what a pass takes above its inputs, at most; errors are relative, of the value and of all gradients, against
+Before a short pass of a contender on a CPU, the others' threads get time to fall asleep. Memory is what a pass takes
+above its inputs, at most; errors are relative, of the value and of all gradients, against
 the dense formula in float64.
 """
 
@@ -171,26 +172,20 @@ def readme_figures(records: Sequence[Record]) -> str:
     name = record.path.stem.removeprefix("benchmark-")
     lines = [f"![{ALTERNATIVES[kind]}](docs/plots/{kind}-{name}.svg)" for kind in ("time", "memory")]
     rows = []
-    for info in record.of("loss", "dogo_loss"):
+    for info in record.of("loss"):
         if info["D"] == MIDDLE and info["N"] in (256, 4096):
-            memory = {name: number(taken / 2**20) for name, taken in info["memory_bytes"].items()}
-            others = ", ".join(
-                f"{spread(values['both'], digits=2)} {other}" for other, values in info["faster_than"].items()
-            )
+            memory = number(info["memory_bytes"]["ours"] / 2**20)
             rows.append(
                 [
-                    f"whole loss, N = {info['N']}, D = {info['D']}, {info['dtype']}",
-                    f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory['ours']} MiB",
-                    others,
+                    f"{tables.TITLES[info['loss']]}, N = {info['N']}, {info['dtype']}",
+                    f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory} MiB",
+                    _others({name: values["both"] for name, values in info["faster_than"].items()}),
                 ]
             )
     for kind, unit in (("views", "views/s"), ("step", "images/s"), ("pretraining", "images/s")):
         for info in record.of(kind):
-            others = ", ".join(f"{spread(values, digits=2)} {other}" for other, values in info["faster_than"].items())
-            title = {"views": "views", "step": "step", "pretraining": "pretraining"}[kind]
-            rows.append(
-                [f"{title}: {tables.describe(info)}", f"{number(info['per_second']['ours'][1])} {unit}", others]
-            )
+            title = f"{kind}: {tables.describe(info)}"
+            rows.append([title, f"{number(info['per_second']['ours'][1])} {unit}", _others(info["faster_than"])])
     made = (
         f"{record.name}, {record.machine['threads']} threads; `make bench`, [record]({record.path.relative_to(ROOT)})."
     )
@@ -198,9 +193,13 @@ def readme_figures(records: Sequence[Record]) -> str:
         "",
         made,
         "",
-        *table(["forward and backward; views; images", "ours", "× how much longer others take"], rows),
+        *table([f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"], rows),
     ]
     return "\n".join(lines)
+
+
+def _others(ratios: dict[str, Sequence[float]]) -> str:
+    return ", ".join(f"{name} {spread(values, digits=2)}" for name, values in ratios.items())
 
 
 def with_figures(readme: str, figures: str) -> str:

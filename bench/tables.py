@@ -16,13 +16,12 @@ TITLES = {
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Aligned columns, numbers to the right."""
+    """Aligned columns: the first, which says what a row is, to the left, all others to the right."""
     cells = [head, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    first, *others = widths
+    lines = [f"| {row[0].ljust(first)} | " + " | ".join(map(str.rjust, row[1:], others)) + " |" for row in cells]
+    rule = f"|{'-' * (first + 2)}|" + "|".join("-" * (width + 1) + ":" for width in others) + "|"
     return [lines[0], rule, *lines[1:]]
 
 
@@ -43,7 +42,7 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
 
 
 def loss_table(record: Record, loss: str) -> list[str]:
-    """Times, and how much longer the others take."""
+    """Times, and how much longer the others take; * marks one that no CUDA graph can hold, which runs in eager."""
     infos = list(record.of("loss", loss))
     present = [name for name in CONTENDERS if any(name in info["seconds"] or name in info["missing"] for info in infos)]
     head = [
@@ -68,7 +67,8 @@ def loss_table(record: Record, loss: str) -> list[str]:
 
 def _ratio(info: dict[str, Any], name: str) -> str:
     if name in info["faster_than"]:
-        return spread(info["faster_than"][name]["both"], digits=2)
+        eager = "*" if info["device"] == "cuda" and not info["captured"][name] else ""
+        return spread(info["faster_than"][name]["both"], digits=2) + eager
     return str(info["missing"].get(name, "–")).split(":")[0]
 
 

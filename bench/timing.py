@@ -6,6 +6,7 @@ that cannot be captured runs in eager, and the record says so. Running out of me
 """
 
 import ctypes
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,9 @@ class Contender:
 class Runner(Protocol):
     captured: bool
 
+    def settle(self) -> None:
+        """What comes right before a round and is not timed."""
+
     def round(self) -> dict[str, float]:
         """Seconds of each phase."""
 
@@ -73,25 +77,24 @@ def quartiles(values: Sequence[float]) -> list[float]:
 class OnCPU:
     """Forward and backward by the clock; gradients are made anew.
 
-    A short pass is preceded by a pause and by one that is not timed. torch.compile's code and torch have an OpenMP each,
-    whose threads spin for a while when they have nothing to do: without the pause the whole loss at N = 64 took 8.8 ms
-    after the others' turns.
+    Before a short pass there is a pause and a pass that is not timed: torch.compile's code and torch have an OpenMP
+    each, whose threads spin for a while when they have nothing to do. Without the pause the whole loss at N = 64 took
+    8.8 ms after the others' turns.
     """
 
     captured = False
 
     def __init__(self, loss: Loss, sets: list[Inputs], longest: float) -> None:
         self.loss, self.inputs = loss, sets[0]
-        _warm(self._pass, longest)
-        self.settle = self._pass()["both"] < SHORT_SECONDS
+        _warm(self.round, longest)
+        self.short = self.round()["both"] < SHORT_SECONDS
+
+    def settle(self) -> None:
+        if self.short:
+            time.sleep(PAUSE_SECONDS)
+            self.round()
 
     def round(self) -> dict[str, float]:
-        if self.settle:
-            time.sleep(PAUSE_SECONDS)
-            self._pass()
-        return self._pass()
-
-    def _pass(self) -> dict[str, float]:
         start = time.perf_counter()
         value = self.loss(*self.inputs)
         middle = time.perf_counter()
@@ -101,7 +104,12 @@ class OnCPU:
 
 
 class OnGPU:
-    """Rounds of calls between CUDA events, over the rotating inputs; by graph replays where they may be captured."""
+    """Rounds of calls between CUDA events; by graph replays where they may be captured.
+
+    Forward, and forward and backward, rotate over all inputs; the backward alone has the first ones, since it needs all
+    that their forward saved. The rotating graphs share their memory: they run one after the other, and nobody reads
+    what they leave.
+    """
 
     def __init__(self, loss: Loss, sets: list[Inputs], longest: float, capture: bool) -> None:
         self.loss, self.sets, self.captured = loss, sets, capture
@@ -110,36 +118,46 @@ class OnGPU:
         with torch.cuda.stream(stream):
             _warm(lambda: (self._both(sets[0]), stream.synchronize()), longest)
         torch.cuda.current_stream().wait_stream(stream)
-        self.kept: list[Any] = []  # what graphs read and write
-        self.calls: dict[str, list[Callable[[], Any]]] = {phase: [] for phase in PHASES}
-        for inputs in sets:
-            for phase, call in (self._capture(inputs) if capture else self._eager(inputs)).items():
-                self.calls[phase].append(call)
+        torch.cuda.empty_cache()  # the graphs' memory is apart from what was cached
+        self.calls = self._capture() if capture else self._eager()
         self.repeats = {phase: self._enough(phase) for phase in PHASES}
+
+    def settle(self) -> None:
+        torch.cuda.synchronize()
 
     def _both(self, inputs: Inputs) -> tuple[Tensor, ...]:
         return differentiate(self.loss(*inputs), inputs)
 
-    def _eager(self, inputs: Inputs) -> dict[str, Callable[[], Any]]:
-        value = self.loss(*inputs)
+    def _eager(self) -> dict[str, list[Callable[[], Any]]]:
+        first = self.sets[0]
+        value = self.loss(*first)
         return {
-            "forward": lambda: self.loss(*inputs),
-            "backward": lambda: differentiate(value, inputs, retain_graph=True),
-            "both": lambda: self._both(inputs),
+            "forward": [functools.partial(self.loss, *inputs) for inputs in self.sets],
+            "backward": [lambda: differentiate(value, first, retain_graph=True)],
+            "both": [functools.partial(self._both, inputs) for inputs in self.sets],
         }
 
-    def _capture(self, inputs: Inputs) -> dict[str, Callable[[], Any]]:
-        graphs = {phase: torch.cuda.CUDAGraph() for phase in PHASES}
-        with torch.cuda.graph(graphs["forward"]):
-            value = self.loss(*inputs)
-        with torch.cuda.graph(graphs["backward"], pool=graphs["forward"].pool()):
-            # what the forward saved stays, so that the backward can be replayed alone
-            gradients = differentiate(value, inputs, retain_graph=True)
-        with torch.cuda.graph(graphs["both"]):
-            both = self._both(inputs)
-        self.kept += [value, gradients, both]
-        graphs["forward"].replay()
-        return {phase: graph.replay for phase, graph in graphs.items()}
+    def _capture(self) -> dict[str, list[Callable[[], Any]]]:
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        shared = torch.cuda.graph_pool_handle()
+
+        def captured(call: Callable[[], Any], pool: Any) -> tuple[Callable[[], Any], Any]:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                made = call()
+            self.graphs.append(graph)
+            return graph.replay, made
+
+        first, own = self.sets[0], torch.cuda.graph_pool_handle()
+        fill, value = captured(lambda: self.loss(*first), own)
+        backward, gradients = captured(lambda: differentiate(value, first, retain_graph=True), own)
+        self.kept = value, gradients  # what the graphs of the backward read and write
+        fill()
+        return {
+            "forward": [captured(functools.partial(self.loss, *inputs), shared)[0] for inputs in self.sets],
+            "backward": [backward],
+            "both": [captured(functools.partial(self._both, inputs), shared)[0] for inputs in self.sets],
+        }
 
     def _enough(self, phase: str) -> int:
         once = min(self._time(phase, 1) for _ in range(3))
@@ -209,7 +227,7 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
     """Time the contenders against the one that is named "ours", for about ``budget`` seconds of rounds.
 
     benchmark: the fixture of pytest-benchmark, whose own columns time ours. A contender is left out, and the record
-    says why, where it does not fit the memory or where one pass of it takes longer than the budget.
+    says why, where it does not fit the memory, fails, or takes longer than the budget for one pass.
     """
     measured = Measured()
     sets = input_sets(make)
@@ -225,7 +243,11 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
                 reason = str(error)
             except torch.OutOfMemoryError:
                 reason = "out of memory"
-                torch.cuda.empty_cache()
+            except Exception as error:
+                if contender.name == "ours":
+                    raise
+                reason = "failed: " + f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            torch.cuda.empty_cache()
         measured.missing[contender.name] = reason
     assert "ours" in runners, f"ours did not run: {measured.missing.get('ours')}"
     times: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
@@ -233,7 +255,9 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
 
     def run_others() -> None:
         for name in others:
+            runners[name].settle()
             times[name].append(runners[name].round())
+        runners["ours"].settle()
 
     def run() -> None:
         times["ours"].append(runners["ours"].round())
