@@ -1,0 +1,239 @@
+"""The benchmarks: the suite runs, all contenders compute the same thing, records become tables, a page and a check."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dogo_fast.bench import check, grid, page, plots, records, tables, timing
+
+CASES = {loss: list(grid.loss_cases("full", loss)) for loss in ("dogo_loss", "nt_xent", "similarity_kl")}
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[records.Record, str]:
+    """A record of the smallest grid, made by the command, and what it printed."""
+    out = tmp_path_factory.mktemp("bench") / "benchmark-smoke.json"
+    command = [sys.executable, "-m", "dogo_fast", "benchmark", "--grid", "smoke", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    return records.load(out), done.stdout
+
+
+def test_the_suite_records_time_value_gradient_and_memory_together(smoke: tuple[records.Record, str]) -> None:
+    record, _ = smoke
+    assert {info["kind"] for info in record.infos} == {"loss", "views", "step", "pretraining"}
+    for info in record.of("loss"):
+        names = set(info["seconds"])
+        assert {"ours", "dense"} <= names
+        assert names | set(info["missing"]) >= {"ours", *set(grid.WANTED["smoke"]) & {"dense", "authors"}}
+        for name in names:
+            low, middle, high = info["seconds"][name]["both"]
+            assert 0 < low <= middle <= high
+            assert info["memory_bytes"][name] >= 0
+        assert info["roofline"]["percent"] == pytest.approx(
+            100 * info["roofline"]["bound_seconds"] / info["seconds"]["ours"]["both"][1]
+        )
+
+
+def test_all_contenders_compute_the_same_value_and_gradients(smoke: tuple[records.Record, str]) -> None:
+    for info in smoke[0].of("loss"):
+        limit = 1e-5 if info["dtype"] == "float32" else 3e-2
+        assert set(info["relative_error"]) == set(info["seconds"])
+        for name, errors in info["relative_error"].items():
+            assert max(errors) < limit, (info["loss"], name, errors)
+
+
+def test_what_the_machine_has_not_is_skipped_by_name(smoke: tuple[records.Record, str]) -> None:
+    skipped = "the Triton kernels, cuda-N64-D128-bfloat16: no CUDA GPU" in smoke[1]
+    assert skipped != torch.cuda.is_available()
+
+
+def test_a_record_is_shown_as_tables(smoke: tuple[records.Record, str]) -> None:
+    record, printed = smoke
+    info = next(record.of("loss", "dogo_loss"))
+    assert tables.spread(info["seconds"]["ours"]["both"], 1e3) in printed
+    assert {title for title, _ in tables.sections(record)} >= {*tables.TITLES.values(), "Views", "Training steps"}
+    for _, lines in tables.sections(record):
+        assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_record_becomes_a_page_and_pictures(smoke: tuple[records.Record, str], tmp_path: Path) -> None:
+    text = page.write_page([smoke[0]], tmp_path)
+    for title, lines in tables.sections(smoke[0]):
+        assert "\n".join([f"### {title}", "", *lines]) in text
+    pictures = {path.name for path in tmp_path.iterdir()}
+    assert pictures == {f"{name}-smoke.svg" for name in ("time", "memory", "bound", "rates")}
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    plots.draw_all(smoke[0], tmp_path)
+    assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}, (
+        "not the same bits for the same record"
+    )
+
+
+def test_the_page_and_the_readme_are_as_the_records_make_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert page.main(["--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0"), (0.00123, "0.00123"), (12.345, "12.3"), (1234.5, "1,230"), (106001, "106,000")]
+)
+def test_numbers_have_three_digits_and_no_exponent(number: float, shown: str) -> None:
+    assert tables.number(number) == shown
+
+
+def test_the_full_grid_has_the_promised_sizes() -> None:
+    for device in ("cpu", "cuda"):
+        cases = [case for case in CASES["dogo_loss"] if case.device == device]
+        assert {case.D for case in cases} == {64, 128, 256, 2048}
+        assert {case.dtype for case in cases} == {"float32", "bfloat16", "float16"}
+    assert {2**power for power in range(6, 17)} <= {case.N for case in CASES["dogo_loss"] if case.device == "cuda"}
+    for name in grid.GRIDS:
+        for loss in CASES:
+            cases = list(grid.loss_cases(name, loss))
+            assert cases and len(set(map(str, cases))) == len(cases)
+
+
+# What is timed
+
+
+class Pedantic:
+    """As pytest-benchmark's fixture, without the clock."""
+
+    def pedantic(self, run: Any, setup: Any, rounds: int, iterations: int) -> None:
+        for _ in range(rounds):
+            setup()
+            run()
+
+
+def inputs() -> list[torch.Tensor]:
+    return [torch.ones(8, 8, requires_grad=True)]
+
+
+def measure(*others: timing.Contender, budget: float = 0.1) -> timing.Measured:
+    ours = timing.Contender("ours", lambda: lambda x: x.sum())
+    return timing.measure(Pedantic(), [*others, ours], inputs, budget)
+
+
+def test_a_step_s_memory_is_what_it_takes_above_its_inputs() -> None:
+    size = 2**26
+
+    def hungry(x: torch.Tensor) -> torch.Tensor:
+        return x.sum() + 0 * torch.ones(size // 4).sum()
+
+    measured = measure(timing.Contender("hungry", lambda: hungry), budget=30.0)
+    assert size <= measured.memory["hungry"] < 1.2 * size + 2**22
+    assert measured.memory["ours"] < 2**22
+
+
+def test_what_does_not_fit_or_fails_or_takes_too_long_is_a_result() -> None:
+    torch_seconds = timing.Contender(
+        "slow", lambda: lambda x: (torch.randn(1500, 1500) @ torch.randn(1500, 1500)).sum() + x.sum()
+    )
+    broken = timing.Contender("broken", lambda: lambda x: x @ torch.ones(3))
+    large = timing.Contender("large", lambda: lambda x: x.sum(), takes=lambda N, D, itemsize: 2.0**50)
+    measured = measure(torch_seconds, large, broken, budget=1e-3)
+    assert set(measured.seconds) == {"ours"}
+    assert measured.missing["large"] == "out of memory: needs 1048576 GiB"
+    assert measured.missing["broken"].startswith("failed: RuntimeError: size mismatch")
+    assert measured.missing["slow"].startswith("one pass takes ")
+
+
+def test_ratios_are_of_the_times_of_a_round() -> None:
+    measured = timing.Measured(seconds={"ours": {"both": [1.0, 2.0, 4.0]}, "dense": {"both": [3.0, 6.0, 16.0]}})
+    assert measured.ratios("dense", "both") == [3.0, 3.0, 4.0]
+
+
+# What counts as slower
+
+
+def run_with(smoke: tuple[records.Record, str], factor: float, path: Path = Path("run.json")) -> records.Record:
+    """The record as if ours took so many times as long."""
+    infos = copy.deepcopy(smoke[0].infos)
+    for info in infos:
+        for name, values in info["faster_than"].items():
+            if isinstance(values, dict):
+                info["faster_than"][name] = {phase: [x / factor for x in each] for phase, each in values.items()}
+            else:
+                info["faster_than"][name] = [x / factor for x in values]
+    return records.Record(path, smoke[0].machine, smoke[0].grid, smoke[0].commit, infos)
+
+
+FACTORS = (0.97, 0.99, 1.0, 1.01, 1.03)
+
+
+def test_a_slower_run_is_told_from_noise(smoke: tuple[records.Record, str]) -> None:
+    noise = check.measure_noise([run_with(smoke, factor) for factor in FACTORS])
+    verdicts = {
+        factor: {verdict for *_, verdict in check.compare(run_with(smoke, factor), noise)}
+        for factor in (1.0, 1.05, 1.15, 0.85)
+    }
+    assert verdicts == {1.0: {check.SAME}, 1.05: {check.SAME}, 1.15: {check.SLOWER}, 0.85: {check.FASTER}}
+
+
+def test_the_band_is_four_standard_deviations_of_the_logarithms() -> None:
+    low, middle, high = check.bands({"a": [math.exp(x) for x in (0.9, 1.0, 1.1)]})["a"]
+    assert (math.log(low), math.log(middle), math.log(high)) == pytest.approx((0.6, 1.0, 1.4))
+    low, _, high = check.bands({"a": [2.0, 2.0, 2.0]})["a"]
+    assert (low, high) == pytest.approx((2 * math.exp(-0.08), 2 * math.exp(0.08)))
+
+
+def test_what_did_not_run_is_not_passed_over(smoke: tuple[records.Record, str]) -> None:
+    noise = check.measure_noise([run_with(smoke, factor) for factor in FACTORS])
+    record = run_with(smoke, 1.0)
+    record = records.Record(record.path, record.machine, record.grid, record.commit, record.infos[:1])
+    assert check.GONE in {verdict for *_, verdict in check.compare(record, noise)}
+
+
+def test_the_check_s_exit_codes(
+    smoke: tuple[records.Record, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 the same, 1 slower, 2 nothing to compare with; through files, as make bench-check runs it."""
+    content = json.loads(smoke[0].path.read_text())
+
+    def write(name: str, factor: float, cpu: str | None = None) -> str:
+        changed = copy.deepcopy(content)
+        for benchmark, info in zip(changed["benchmarks"], run_with(smoke, factor).infos, strict=True):
+            benchmark["extra_info"] = info
+        if cpu is not None:
+            changed["machine_info"]["cpu"]["brand_raw"] = cpu
+        (tmp_path / name).write_text(json.dumps(changed))
+        return str(tmp_path / name)
+
+    runs = [write(f"{number}.json", factor) for number, factor in enumerate(FACTORS)]
+    noise = str(tmp_path / "noise.json")
+    assert check.main(["noise", *runs, "--out", noise]) == 0
+    assert check.main(["compare", write("same.json", 1.01), noise]) == 0
+    assert check.main(["compare", write("slow.json", 1.3), noise]) == 1
+    assert "SLOWER" in capsys.readouterr().out
+    assert check.main(["compare", write("elsewhere.json", 1.0, cpu="another"), noise]) == (
+        0 if smoke[0].device == "cuda" else 2
+    )
+    assert check.main(["noise", *runs[:4], "--out", str(tmp_path / "few.json")]) == 2
+    assert "at least 5 runs must be given, got 4" in capsys.readouterr().err
+    assert not (tmp_path / "few.json").exists()
+    (tmp_path / "half.json").write_text(Path(runs[0]).read_text()[:1000])
+    assert check.main(["compare", str(tmp_path / "half.json"), noise]) == 2
+    assert "half.json is not a record of the benchmarks" in capsys.readouterr().err
+
+
+def test_the_command_refuses_what_it_cannot_write(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "dogo_fast",
+        "benchmark",
+        "--grid",
+        "smoke",
+        "--out",
+        str(tmp_path / "no" / "x.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"dogo-fast: error: --out must be a file in a folder that exists, got {tmp_path}/no/x.json\n"
