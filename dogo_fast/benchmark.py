@@ -40,7 +40,10 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
     options = [f"--grid={grid}", f"--benchmark-json={half}", "--benchmark-columns=median,iqr,rounds", "-q", "-rs"]
     apart = ["-p", "no:cacheprovider", "--rootdir", str(folder.parent)]
     try:
-        code = subprocess.run([sys.executable, "-m", "pytest", *files, *options, *apart], check=False).returncode
+        # options of a pytest that this may run in are not for the suite
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+        command = [sys.executable, "-m", "pytest", *files, *options, *apart]
+        code = subprocess.run(command, env=environment, check=False).returncode
         if code != 0:
             raise UserError(f"the benchmarks failed (pytest's exit code {code}); nothing was recorded")
         os.replace(half, out)

@@ -6,9 +6,8 @@ of widths, bucket of rows). Entries whose architecture is "any" are the default 
 were chosen to compile without spilling on sm_80, sm_90, sm_100 and sm_120 and to fit the 99 KiB of shared memory that
 a program may have on sm_86, sm_89 and sm_120.
 
-The dtype is in the key, not only its size: float16 weights are widened before they are multiplied (see
-dogo_backward.py), and the 64 × 32 gradient tiles of eight warps that bfloat16 has spill 608 bytes a thread in float16
-on sm_90. docs/tuning.md says what was compiled.
+The dtype is in the key, not only its size: float16 weights are widened to tf32 before they are multiplied (see
+dogo_backward.py), so that its gradient compiles to other instructions. docs/tuning.md says what was compiled.
 """
 
 import json

@@ -128,7 +128,7 @@ def test_a_step_s_memory_is_what_it_takes_above_its_inputs() -> None:
         return x.sum() + 0 * torch.ones(size // 4).sum()
 
     measured = measure(timing.Contender("hungry", lambda: hungry), budget=30.0)
-    assert size <= measured.memory["hungry"] < 1.2 * size + 2**22
+    assert 0.99 * size <= measured.memory["hungry"] < 1.2 * size + 2**22
     assert measured.memory["ours"] < 2**22
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -300,7 +301,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
         first = trainer_of(peers=backbones(), out=tmp_path / "run", **options)
         with pytest.raises(RunInterrupted, match=rf"stopped by SIG.* after step {steps} \(epoch .\); saved\.") as stop:
             first.fit()
-    (path,) = (word for word in str(stop.value).split() if word.endswith(".pt"))
+    (path,) = re.findall(r"resume='(.*\.pt)'", str(stop.value))
     second = trainer_of(peers=backbones(), out=tmp_path / "run", **options)
     second.load_state(load_checkpoint(Path(path)))
     assert second.steps == steps
