@@ -76,8 +76,8 @@ class Compiled:
 def cases(full: bool) -> Iterator[Case]:
     """The whole loss in every entry of the shipped table, and at D = 128 the other losses and variants.
 
-    Not ``full``: float16 at D = 128 alone, without rows of one chunk under 128 columns and float32 rows of several, and variants in
-    bfloat16 alone.
+    Not ``full``: float16 at D = 128 alone, no rows of one chunk under 128 columns, no float32 rows of several, and
+    variants in bfloat16 alone.
     """
     from dogo_fast.kernels.configurations import DTYPES, WIDE, WIDTHS
 

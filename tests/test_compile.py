@@ -37,6 +37,7 @@ def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]
     cases = list(compile_report.cases(full=False))
     assert {(case.dtype, case.D) for case in cases if case.loss == "dogo_loss"} == {
         *(("bfloat16", D) for D in (128, 256, 1024)),
+        ("float16", 128),
         ("float32", 128),
     }
     everything = list(compile_report.cases(full=True))
@@ -59,7 +60,7 @@ def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]
 
 
 def test_hopper_uses_its_tensor_cores_without_spilling_at_the_usual_width(rows: list[dict[str, str]]) -> None:
-    hopper = [row for row in rows if row["target"] == "sm_90" and row["dtype"] == "bfloat16" and row["D"] == "128"]
+    hopper = [row for row in rows if row["target"] == "sm_90" and row["dtype"] != "float32" and row["D"] == "128"]
     tiled = [row for row in hopper if "x" in (row["tile"] or "")]
     assert {(row["N"], row["kernel"]) for row in tiled} >= {
         (N, kernel) for N in ("256", "4096") for kernel in ("statistics_kernel", "gradient_kernel")
