@@ -40,7 +40,7 @@ bench: $(VENV)/.installed-test
 
 # Are ratios (others' times over ours) within what repeated runs of the same code gave? bench-noise makes those runs.
 NOISE ?= bench/results/noise-$(if $(shell command -v nvidia-smi),gpu,cpu).json
-RUNS ?= 1 2 3 4 5 6 7 8
+RUNS ?= 1 2 3 4 5 6 7
 bench-check: $(VENV)/.installed-test
 	mkdir -p build
 	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check.json

@@ -30,8 +30,19 @@ FASTER, SLOWER, SAME, GONE = "faster", "SLOWER", "", "NOT RUN"
 
 
 def ratios(record: Record) -> dict[str, float]:
-    """Of every benchmark and contender, by a name that tells both: median over the rounds."""
-    return dict(_ratios(record))
+    """Of every benchmark and contender, by a name that tells both: median over the rounds.
+
+    Raises:
+        NotARecord: one that is missing, not finite or not above 0.
+    """
+    try:
+        found = dict(_ratios(record))
+        wrong = [name for name, value in found.items() if not 0 < value < math.inf]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise NotARecord(f"{record.path} has damaged ratios: {type(error).__name__}: {error}") from None
+    if wrong or not found:
+        raise NotARecord(f"{record.path} must have ratios above 0, got {wrong[0] if wrong else 'none'}")
+    return found
 
 
 def _ratios(record: Record) -> Iterator[tuple[str, float]]:
@@ -57,8 +68,9 @@ def measure_noise(records: Sequence[Record]) -> dict[str, Any]:
     Raises:
         NotARecord: too few runs, or runs of several kinds of machines, grids or commits.
     """
-    if len(records) < FEWEST_RUNS:
-        raise NotARecord(f"at least {FEWEST_RUNS} runs must be given, got {len(records)}")
+    different = len({record.path.resolve() for record in records})
+    if different < FEWEST_RUNS:
+        raise NotARecord(f"at least {FEWEST_RUNS} runs must be given, got {different}")
     for record in records[1:]:
         for what, own, first in (
             ("machine", machine_of(record), machine_of(records[0])),
@@ -107,16 +119,34 @@ def find_noise(record: Record, paths: Sequence[Path]) -> dict[str, Any]:
     Raises:
         NotARecord: there is none.
     """
+    damaged = []
     for path in paths:
         try:
-            noise: dict[str, Any] = json.loads(path.read_text())
-            if noise["machine"] == machine_of(record) and noise["grid"] == record.grid and noise["ratios"]:
-                return noise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise NotARecord(f"{path} is not a record of repeated runs: {type(error).__name__}: {error}") from None
-    raise NotARecord(
-        f"no ratios are recorded for {machine_of(record)}, grid {record.grid}: record some with make bench-noise"
-    )
+            noise = load_noise(path)
+        except NotARecord as error:
+            damaged.append(str(error))
+            continue
+        if noise["machine"] == machine_of(record) and noise["grid"] == record.grid:
+            return noise
+    what = f"no ratios are recorded for {machine_of(record)}, grid {record.grid}: record some with make bench-noise"
+    raise NotARecord("; ".join([what, *damaged]))
+
+
+def load_noise(path: Path) -> dict[str, Any]:
+    """A record of repeated runs.
+
+    Raises:
+        NotARecord: a file that is none.
+    """
+    try:
+        noise: dict[str, Any] = json.loads(path.read_text())
+        assert isinstance(noise["machine"], dict) and isinstance(noise["commit"]["id"], str) and noise["grid"]
+        assert noise["ratios"]
+        for values in noise["ratios"].values():
+            assert len(values) >= FEWEST_RUNS and all(0 < value < math.inf for value in values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise NotARecord(f"{path} is not a record of repeated runs ({type(error).__name__} {error})") from None
+    return noise
 
 
 def _print_comparison(record: Record, noise: dict[str, Any]) -> int:

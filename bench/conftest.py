@@ -17,14 +17,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The cases of the grid that was asked for."""
     if "case" in metafunc.fixturenames:
-        cases = metafunc.module.cases(metafunc.config.getoption("--grid"))
-        metafunc.parametrize("case", [skipped_without_gpu(case) for case in cases])
+        grid = metafunc.config.getoption("--grid")
+        metafunc.parametrize("case", [as_parameter(case, grid) for case in metafunc.module.cases(grid)])
 
 
-def skipped_without_gpu(case: Any) -> Any:
-    """The case as a parameter; one of a GPU is skipped, by name, where there is none."""
-    absent = case.device == "cuda" and not torch.cuda.is_available()
-    marks = [pytest.mark.skip(reason=f"the Triton kernels, {case}: no CUDA GPU")] if absent else []
+def as_parameter(case: Any, grid: str) -> Any:
+    """The case as a parameter; one of a GPU is skipped, by name, where there is none, and one of the CPU beside a GPU,
+    which is what counts there (grid full has both)."""
+    gpu = torch.cuda.is_available()
+    reason = None
+    if case.device == "cuda" and not gpu:
+        reason = f"the Triton kernels, {case}: no CUDA GPU"
+    elif case.device == "cpu" and gpu and grid != "full":
+        reason = f"the C++ kernels, {case}: there is a GPU, and the grid is not full"
+    marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
     return pytest.param(case, id=str(case), marks=marks)
 
 
@@ -63,6 +69,4 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
         **machine.describe(),
     }
     output_json["grid"] = config.getoption("--grid")
-    output_json["commit_info"] = {
-        key: value for key, value in output_json["commit_info"].items() if key in ("id", "time", "dirty")
-    }
+    output_json["commit_info"] = machine.commit()

@@ -1,13 +1,16 @@
 """The machine a benchmark runs on: what it is, and the rates it reaches in the same run."""
 
+import os
 import platform
 import subprocess
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from dogo_fast import __version__
 from dogo_fast.ops import extension
 
 from .timing import seconds
@@ -18,6 +21,7 @@ PACKAGES = ("torch", "triton", "numpy", "torchvision", "kornia", "lightly", "pyt
 def describe() -> dict[str, Any]:
     """Versions, threads and, where there is one, the GPU and its driver."""
     found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found["versions"] = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -30,6 +34,22 @@ def describe() -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return found
+
+
+def commit() -> dict[str, Any]:
+    """Of the checkout that this suite lies in; without one, the version of the installed package."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if (root / ".git").exists():
+            name, time = git("log", "-1", "--format=%H %cI").split()
+            return {"id": name, "time": time, "dirty": bool(git("status", "--porcelain").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return {"id": f"dogo_fast {__version__}", "time": "", "dirty": False}
 
 
 def _version(package: str) -> str | None:
@@ -91,7 +111,7 @@ def _exponentials_of_gpu() -> float:
 
 
 def _best_event(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of some calls, by events, after a tenth of a second of them."""
+    """Seconds of the fastest of thirty calls, by events."""
     best = float("inf")
     for _ in range(30):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -43,7 +43,7 @@ COLOURS = {
 def draw_all(record: Record, folder: Path) -> list[Path]:
     """Write the pictures of a record; returns their paths. Those it has nothing for are left out."""
     drawn = []
-    dtypes = list(dict.fromkeys(info["dtype"] for info in record.of("loss", "dogo_loss")))
+    dtypes = list(dict.fromkeys(info["dtype"] for info in record.of("loss", "dogo_loss", record.device)))
     with matplotlib.rc_context(STYLE):
         for name, draw in (("time", _times), ("memory", _memory), ("bound", _bound), ("rates", _rates)):
             figure = draw(record, dtypes[:2])
@@ -67,7 +67,11 @@ def _against_n(
     panels = figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0]
     for panel, dtype in zip(panels, dtypes, strict=True):
         infos = sorted(
-            (info for info in record.of("loss", "dogo_loss") if info["dtype"] == dtype and info["D"] == MIDDLE),
+            (
+                info
+                for info in record.of("loss", "dogo_loss", record.device)
+                if info["dtype"] == dtype and info["D"] == MIDDLE
+            ),
             key=lambda info: int(info["N"]),
         )
         for name in ("ours", *CONTENDERS):
@@ -103,7 +107,7 @@ def _memory(record: Record, dtypes: list[str]) -> Figure | None:
 
 
 def _bound(record: Record, dtypes: list[str]) -> Figure | None:
-    infos = list(record.of("loss"))
+    infos = list(record.of("loss", device=record.device))
     if not infos:
         return None
     figure = Figure(figsize=(6.4, 0.22 * len(infos) + 0.9))

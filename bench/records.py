@@ -24,8 +24,12 @@ class Record:
     infos: tuple[dict[str, Any], ...]
     """The ``extra_info`` of each benchmark."""
 
-    def of(self, kind: str, loss: str | None = None) -> Iterator[dict[str, Any]]:
-        return (info for info in self.infos if info["kind"] == kind and loss in (None, info.get("loss")))
+    def of(self, kind: str, loss: str | None = None, device: str | None = None) -> Iterator[dict[str, Any]]:
+        return (
+            info
+            for info in self.infos
+            if info["kind"] == kind and loss in (None, info.get("loss")) and device in (None, info["device"])
+        )
 
     @property
     def name(self) -> str:
@@ -45,12 +49,15 @@ class Record:
         if gpu:
             lines.append(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}")
         threads = self.machine["threads"]
-        lines.append(f"{cpu['brand_raw']}, {cpu['count']} cores ({', '.join(flags)}), {threads} threads")
+        memory = f", {self.machine['memory'] / 2**30:.0f} GiB" if "memory" in self.machine else ""
+        lines.append(f"{cpu['brand_raw']}, {cpu['count']} cores ({', '.join(flags)}), {threads} threads{memory}")
         lines.append(
             ", ".join([f"Python {self.machine['python']}", *(f"{name} {versions[name]}" for name in versions)])
         )
         changed = " with uncommitted changes" if self.commit["dirty"] else ""
-        lines.append(f"commit {self.commit['id'][:12]}{changed}, {self.commit['time'][:10]}, grid {self.grid}")
+        name, time = self.commit["id"], self.commit["time"][:10]
+        name = f"commit {name[:12]}{changed}, {time}" if time else name  # an installed package has a version only
+        lines.append(f"{name}, grid {self.grid}")
         return lines
 
 

@@ -41,9 +41,9 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
     return f"{middle} ({low}–{high})"
 
 
-def loss_table(record: Record, loss: str) -> list[str]:
+def loss_table(record: Record, loss: str, device: str) -> list[str]:
     """Times, and how much longer the others take; * marks one that no CUDA graph can hold, which runs in eager."""
-    infos = list(record.of("loss", loss))
+    infos = list(record.of("loss", loss, device))
     present = [name for name in CONTENDERS if any(name in info["seconds"] or name in info["missing"] for info in infos)]
     head = [
         "dtype",
@@ -72,9 +72,9 @@ def _ratio(info: dict[str, Any], name: str) -> str:
     return str(info["missing"].get(name, "–")).split(":")[0]
 
 
-def memory_table(record: Record) -> list[str]:
+def memory_table(record: Record, device: str) -> list[str]:
     """Memory above the inputs, and errors against float64, of the whole loss."""
-    infos = list(record.of("loss", "dogo_loss"))
+    infos = list(record.of("loss", "dogo_loss", device))
     present = ["ours", *(name for name in CONTENDERS if any(name in info["memory_bytes"] for info in infos))]
     head = ["dtype", "N", "D", *(f"{name}, MiB" for name in present), "error: ours", "dense"]
     rows = []
@@ -133,9 +133,14 @@ def phase_table(record: Record) -> list[str]:
 
 def sections(record: Record) -> list[tuple[str, list[str]]]:
     """Title and table of everything a record has."""
-    found = [(title, loss_table(record, loss)) for loss, title in TITLES.items() if any(record.of("loss", loss))]
-    if any(record.of("loss", "dogo_loss")):
-        found.append(("Memory and error of the whole loss", memory_table(record)))
+    found = []
+    for device in ("cuda", "cpu"):
+        where = {"cuda": ", GPU", "cpu": ", CPU"}[device] if record.device == "cuda" else ""
+        for loss, title in TITLES.items():
+            if any(record.of("loss", loss, device)):
+                found.append((title + where, loss_table(record, loss, device)))
+        if any(record.of("loss", "dogo_loss", device)):
+            found.append((f"Memory and error of the whole loss{where}", memory_table(record, device)))
     for kind, title in (("views", "Views"), ("step", "Training steps"), ("pretraining", "Pretraining, end to end")):
         if any(record.of(kind)):
             found.append((title, rate_table(record, kind)))
