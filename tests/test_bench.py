@@ -168,8 +168,12 @@ def run_with(smoke: tuple[records.Record, str], factor: float, path: Path = Path
 FACTORS = (0.97, 0.99, 1.0, 1.01, 1.03)
 
 
+def noise_of(smoke: tuple[records.Record, str]) -> dict[str, Any]:
+    return check.measure_noise([run_with(smoke, factor, Path(f"{factor}.json")) for factor in FACTORS])
+
+
 def test_a_slower_run_is_told_from_noise(smoke: tuple[records.Record, str]) -> None:
-    noise = check.measure_noise([run_with(smoke, factor) for factor in FACTORS])
+    noise = noise_of(smoke)
     verdicts = {
         factor: {verdict for *_, verdict in check.compare(run_with(smoke, factor), noise)}
         for factor in (1.0, 1.05, 1.15, 0.85)
@@ -185,7 +189,7 @@ def test_the_band_is_four_standard_deviations_of_the_logarithms() -> None:
 
 
 def test_what_did_not_run_is_not_passed_over(smoke: tuple[records.Record, str]) -> None:
-    noise = check.measure_noise([run_with(smoke, factor) for factor in FACTORS])
+    noise = noise_of(smoke)
     record = run_with(smoke, 1.0)
     record = records.Record(record.path, record.machine, record.grid, record.commit, record.infos[:1])
     assert check.GONE in {verdict for *_, verdict in check.compare(record, noise)}
