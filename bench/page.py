@@ -36,16 +36,16 @@ plain formula, `compile` is `torch.compile` of it for that shape alone, `authors
 published code, which broadcasts; `lightly` and `metric-learning` are the NT-Xent of lightly and
 pytorch-metric-learning, beside the dense KL in the whole loss. cut-cross-entropy and Inf-CL have no loss that leaves
 a row's similarity with itself out, so they do not apply. The bound is the least time of the [counted
-work](derivation.md#what-it-costs), products and exponentials, at the rates that the machine reached in the same run.
-Before a short pass of a contender on a CPU, the others' threads get time to fall asleep. "Does not fit" is a forecast
-from smaller sizes against the memory that was free. Memory is what a pass takes above its inputs, at most, on a CPU
-the growth of the resident set; errors are relative, of the value and of all gradients, against the dense formula in
-float64.
+work](derivation.md#what-it-costs), products and exponentials, at the rates that the machine reached in the same run;
+its percents are of forward, backward and both. Before a short pass of a contender on a CPU, the others' threads get
+time to fall asleep. "Does not fit" is a forecast from smaller sizes against the memory that was free. Memory is what
+a pass takes above its inputs, at most, on a CPU the growth of the resident set; errors are relative, of the value and
+of all gradients, against the dense formula in float64.
 
 Views and steps: torchvision v2 runs on one core, a view of an image at a time, as a worker of a DataLoader does, one
 of the four views is timed and counts four times; ours and kornia have all threads. `authors` of a step and of
 pretraining is a loop like theirs with kinder parts: torchvision's views in the process, the dense loss by matrix
-products, float32 in eager (on a GPU ours is bfloat16).
+products, float32 in eager (on a GPU ours is bfloat16). What views must move is an image read and four views written.
 """
 
 NO_GPU = """

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dogo_fast.work import PASSES, Shape, bound
+
 from .contenders import CONTENDERS
 from .records import NotARecord, Record, load
 
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TITLES = {
     "dogo_loss": "Whole DoGo loss",
     "nt_xent": "NT-Xent alone",
@@ -42,7 +45,8 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
 
 
 def loss_table(record: Record, loss: str, device: str) -> list[str]:
-    """Times, and how much longer the others take; * marks one that no CUDA graph can hold, which runs in eager."""
+    """Times, how much longer the others take, and percents of the bound of forward, backward and both; * marks one
+    that no CUDA graph can hold, which runs in eager."""
     infos = list(record.of("loss", loss, device))
     present = [name for name in CONTENDERS if any(name in info["seconds"] or name in info["missing"] for info in infos)]
     head = [
@@ -60,9 +64,20 @@ def loss_table(record: Record, loss: str, device: str) -> list[str]:
         ours = info["seconds"]["ours"]
         times = [spread(ours[phase], 1e3) for phase in ("forward", "backward", "both")]
         others = [_ratio(info, name) for name in present]
-        percent = f"{info['roofline']['percent']:.0f}"
+        percent = ", ".join(f"{value:.0f}" for value in percents_of_bound(info))
         rows.append([info["dtype"], str(info["N"]), str(info["D"]), *times, *others, percent])
     return table(head, rows)
+
+
+def percents_of_bound(info: dict[str, Any]) -> list[float]:
+    """Of forward, backward and both: the least time of the needed work at the rates of the run, over ours."""
+    peers = 1 if info["loss"] == "nt_xent" else 2
+    shape = Shape(info["loss"], info["N"], (info["D"],) * peers, ITEMSIZES[info["dtype"]])
+    on_gpu = info["device"] == "cuda"
+    return [
+        100 * bound(shape, info["roofline"]["rates"], on_gpu, passes).total / info["seconds"]["ours"][phase][1]
+        for phase, passes in (("forward", ("forward",)), ("backward", ("backward",)), ("both", PASSES))
+    ]
 
 
 def _ratio(info: dict[str, Any], name: str) -> str:
@@ -103,10 +118,22 @@ def rate_table(record: Record, kind: str) -> list[str]:
             describe(info),
             spread(info["per_second"]["ours"]),
             *(spread(info["faster_than"][name], digits=2) if name in info["faster_than"] else "–" for name in others),
+            *([percent_of_copy(record, info)] if kind == "views" else []),
         ]
         for info in infos
     ]
-    return table(["", f"{unit}/s", *(f"× {name}" for name in others)], rows)
+    bound_of = ["% of a copy's rate"] if kind == "views" else []
+    return table(["", f"{unit}/s", *(f"× {name}" for name in others), *bound_of], rows)
+
+
+def percent_of_copy(record: Record, info: dict[str, Any]) -> str:
+    """Bytes of views, each written once and a quarter of an image read for it, over those a copy moves in that time."""
+    rates = [each["roofline"]["rates"]["copy"] for each in record.of("loss", device=info["device"])]
+    if not rates:
+        return "–"
+    itemsize = 2 if info["device"] == "cuda" else 4
+    moved = info["per_second"]["ours"][1] * 3 * info["size"] ** 2 * (itemsize + 1 / 4)
+    return number(100 * moved / rates[0], 2)
 
 
 def describe(info: dict[str, Any]) -> str:

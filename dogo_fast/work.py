@@ -119,7 +119,7 @@ class Bound:
     total: float
 
 
-def bound(shape: Shape, rates: Mapping[str, float], overlap: bool = False) -> Bound:
+def bound(shape: Shape, rates: Mapping[str, float], overlap: bool = False, passes: tuple[str, ...] = PASSES) -> Bound:
     """The least time of a loss, forward and backward, at rates measured on the machine.
 
     Args:
@@ -128,6 +128,7 @@ def bound(shape: Shape, rates: Mapping[str, float], overlap: bool = False) -> Bo
             memory is to count, "copy" (bytes read and written by a copy).
         overlap: whether products and exponentials run at the same time, as on a GPU (tensor cores and special-function
             units) and not on a CPU. Memory always does.
+        passes: only one of the two, if so wanted.
 
     Raises:
         ValueError: a rate that is missing or not above 0.
@@ -136,7 +137,7 @@ def bound(shape: Shape, rates: Mapping[str, float], overlap: bool = False) -> Bo
         value = rates.get(name)
         if (value is None and name != "copy") or (value is not None and not value > 0):
             raise ValueError(f"rates must have {name!r} above 0, got {value}")
-    work = needed(shape)
+    work = needed(shape, passes)
     seconds = {"products": work.flop / rates["gemm"], "exponentials": work.exponentials / rates["exp2"]}
     arithmetic = max(seconds.values()) if overlap else sum(seconds.values())
     if "copy" in rates:

@@ -97,6 +97,8 @@ def test_bound_where_products_and_exponentials_take_turns() -> None:
         least = bound(shape, {"gemm": 4e11, "exp2": 1e10})
         assert least.total == pytest.approx(work.flop / 4e11 + work.exponentials / 1e10, rel=1e-12)
         assert least.limiter == "products"
+        parts = [bound(shape, {"gemm": 4e11, "exp2": 1e10}, passes=(one,)).total for one in ("forward", "backward")]
+        assert sum(parts) == pytest.approx(least.total, rel=1e-12) and parts[0] < parts[1]
 
 
 def test_bound_where_pipes_overlap() -> None:
