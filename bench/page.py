@@ -52,9 +52,9 @@ NO_GPU = """
 ## On a GPU
 
 **No time has been measured on a GPU yet.** The kernels were checked value by value in Triton's interpreter and
-compiled. On a machine with one, `make bench` measures the same table there: replays of CUDA graphs between events,
-inputs that rotate past the L2 cache, running out of memory as a result. What it is to reach, on one H200, D = 128,
-bfloat16, the whole loss, forward and backward:
+compiled. On a machine with one, `make bench` measures the same table there: replays of CUDA graphs between events, up
+to 512 inputs in rotation, to miss the L2 cache, running out of memory as a result. What it is to reach, on one H200,
+D = 128, bfloat16, the whole loss, forward and backward:
 
 | N | aim | measured |
 |---|---|---|
