@@ -21,6 +21,8 @@ FILE = "tiles.json"
 
 INTERPRETED = Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
 """Where there is no GPU: the interpreter's cost is by program, and it spills nothing."""
+INTERPRETED_FLOAT32 = Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
+"""The sides that float32 has on GPUs: how a sum is cut decides its last digits, which are what float32 is tested for."""
 
 _forced: list[Configuration | dict[Key, Entry]] = []
 
@@ -85,7 +87,7 @@ def configuration(architecture: str, dtype: str, width: int, rows: int) -> Confi
     if _forced and isinstance(_forced[-1], Configuration):
         return _forced[-1]
     if not architecture:
-        return INTERPRETED
+        return INTERPRETED_FLOAT32 if dtype == "float32" else INTERPRETED
     counts = _forced[-1] if _forced else table()
     return configurations.look_up(counts, configurations.bucket(architecture, dtype, width, rows)).configuration
 
