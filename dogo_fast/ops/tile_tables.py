@@ -22,7 +22,7 @@ FILE = "tiles.json"
 INTERPRETED = Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
 """Where there is no GPU: the interpreter's cost is by program, and it spills nothing."""
 INTERPRETED_FLOAT32 = Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
-"""The sides that float32 has on GPUs: how a sum is cut decides its last digits, which are what float32 is tested for."""
+"""The sides that float32 has on GPUs: how a sum is cut decides its last digits, which float32 is tested for."""
 
 _forced: list[Configuration | dict[Key, Entry]] = []
 
