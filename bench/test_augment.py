@@ -11,7 +11,7 @@ import torch
 from dogo_fast.augment import VIEW_RECIPES, Augmentation
 
 from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views
-from .timing import quartiles, seconds, synchronize
+from .timing import quartiles, seconds, synchronize, times_as_long
 
 VIEWS = 4
 
@@ -85,10 +85,6 @@ def test_views(benchmark: Any, case: ViewCase) -> None:
             "kind": "views",
             **case._asdict(),
             "per_second": {name: quartiles([VIEWS * N / value for value in values]) for name, values in times.items()},
-            "faster_than": {
-                name: quartiles([other / own for other, own in zip(values, times["ours"], strict=True)])
-                for name, values in times.items()
-                if name != "ours"
-            },
+            "faster_than": times_as_long(times),
         }
     )

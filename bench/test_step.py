@@ -17,7 +17,7 @@ from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
 
 from .rivals import DEVIATION, MEAN, AuthorsStep, torchvision_views
-from .timing import quartiles, seconds, synchronize
+from .timing import quartiles, seconds, synchronize, times_as_long
 
 SIZE = 32
 
@@ -143,11 +143,7 @@ def test_step(benchmark: Any, case: StepCase) -> None:
         "kind": "step",
         **case._asdict(),
         "per_second": {key: quartiles([N / value for value in values]) for key, values in times.items()},
-        "faster_than": {
-            key: quartiles([other / own for other, own in zip(values, times["ours"], strict=True)])
-            for key, values in times.items()
-            if key != "ours"
-        },
+        "faster_than": times_as_long(times),
         "phase_shares": {
             key: quartiles([parts[key] / total for parts, total in zip(phases, whole, strict=True)])
             for key in phases[0]

@@ -218,6 +218,15 @@ def input_sets(make: Callable[[], Inputs]) -> list[Inputs]:
     return sets
 
 
+def times_as_long(times: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Quartiles of the others' times over those of "ours", round by round."""
+    return {
+        name: quartiles([other / own for other, own in zip(values, times["ours"], strict=True)])
+        for name, values in times.items()
+        if name != "ours"
+    }
+
+
 @dataclass
 class Measured:
     """``seconds[name][phase]``: one a round; ``beside[name]``: ours of the same rounds; ``missing[name]``: why it has
