@@ -1,8 +1,9 @@
 // How rows are cut into blocks, blocks into spans, and which tasks may run at once.
 //
-// The rows of the two views lie one after the other in one padded buffer: view a, then view b, each with kPadding rows
-// of zeros behind, so that where a row lies does not depend on how rows are cut. A tile is one block of rows by one block of keys; a span is a run of blocks, small enough that a pair of spans
-// is a task for one thread. A task writes sums of its rows *and* of its keys (S = Sᵀ, and c_ij pulls on both â_i and
+// The rows of the two views lie one after the other in one padded buffer: view a, then view b, each with padding() rows
+// of zeros behind, as many as the largest block there may be, so that where a row lies does not depend on how rows are
+// cut. A tile is one block of rows by one block of keys; a span is a run of blocks, small enough that a pair of spans is
+// a task for one thread. A task writes sums of its rows *and* of its keys (S = Sᵀ, and c_ij pulls on both â_i and
 // b̂_j), so tasks that share a span must not run at once: the schedule walks steps of tasks that share none. The order
 // of every sum is thereby fixed by the geometry alone; no atomics, no copy of the sums for each thread.
 #pragma once
@@ -14,16 +15,23 @@
 
 namespace dogo_fast {
 
-constexpr int64_t kPadding = 128;  // at least a block; dogo_fast/ops/tiled.py allocates as much
+// dogo_fast/ops/tiled.py has the same numbers.
+constexpr int64_t kLargestBlock = 128;
+constexpr int64_t kSmallestBlock = 32;
+constexpr int64_t kBlockMultiple = 16;
 
 struct View {
   int64_t rows = 0;    // real rows
-  int64_t block = 0;   // rows in a block, at most kPadding
+  int64_t block = 0;   // rows in a block, at most padding()
   int64_t start = 0;   // first row in the padded buffer
   int64_t span = 0;    // blocks in a span
 
   int64_t blocks() const { return (rows + block - 1) / block; }
-  int64_t padded() const { return rows + kPadding; }
+  int64_t padding() const {
+    const int64_t whole = (rows + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
+    return std::clamp(whole, kSmallestBlock, kLargestBlock);
+  }
+  int64_t padded() const { return rows + padding(); }
   int64_t spans() const { return (blocks() + span - 1) / span; }
   // First row of a block within the view, and how many real rows it has.
   int64_t first(int64_t index) const { return index * block; }

@@ -26,6 +26,9 @@ Geometry make_geometry(at::IntArrayRef sizes) {
   geometry.b = {sizes[3], sizes[4], 0, sizes[5]};
   geometry.b.start = geometry.a.padded();
   geometry.threads = sizes[6];
+  for (const View& view : {geometry.a, geometry.b}) {
+    TORCH_CHECK(0 < view.block && view.block <= view.padding(), "blocks of ", view.block, " rows overrun the padding");
+  }
   return geometry;
 }
 

@@ -233,7 +233,7 @@ def test_every_number_of_threads_is_exact_and_repeats_its_bits(
     cpp_device: torch.device, monkeypatch: pytest.MonkeyPatch, losses: Callable[[], Losses], N: int, threads: int
 ) -> None:
     """Short spans, so that 700 rows are more of them than threads."""
-    monkeypatch.setattr(tiled, "SPAN_ROWS", tiled.PADDING)
+    monkeypatch.setattr(tiled, "SPAN_ROWS", tiled.LARGEST_BLOCK)
     torch.set_num_threads(threads)
     inputs = peers(N, 24, 17)
     first, first_gradients = check(*losses(), inputs)
@@ -289,7 +289,7 @@ def test_a_large_problem_returns_to_python_in_between_and_can_be_interrupted(
     cpp_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C raises between two calls; what ran before has no effect on what runs after."""
-    monkeypatch.setattr(tiled, "SPAN_ROWS", tiled.PADDING)
+    monkeypatch.setattr(tiled, "SPAN_ROWS", tiled.LARGEST_BLOCK)
     steps: list[int] = []
     interrupt = True
     walk = tiled._walk

@@ -15,13 +15,23 @@ from torch import Tensor
 from dogo_fast.ops import extension, problem
 from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
 
-PADDING = 128
-"""Rows of zeros behind each view, as csrc/geometry.h has it; also the most rows a block may have."""
-
-BLOCK_MULTIPLE = 16
+# csrc/geometry.h has the same numbers.
+LARGEST_BLOCK = 128
 SMALLEST_BLOCK = 32
+BLOCK_MULTIPLE = 16
 SPAN_ROWS = 2048
 """Rows in a span at width 128, so that a step of the schedule takes at most some tenths of a second."""
+
+
+def padded_rows(rows: int) -> int:
+    """Rows of a view in its buffer, zeros behind included: as many as the largest block that the view may be cut into.
+
+    ``rows`` may be symbolic: torch's functions keep one graph for all sizes.
+    """
+    whole = -(-rows // BLOCK_MULTIPLE) * BLOCK_MULTIPLE
+    padding: Any = torch.sym_min(LARGEST_BLOCK, torch.sym_max(SMALLEST_BLOCK, whole))
+    padded: int = rows + padding
+    return padded
 
 
 @cache
@@ -46,11 +56,11 @@ class Problem(problem.Problem):
 
     @property
     def pad_a(self) -> int:
-        return self.rows_a + PADDING
+        return padded_rows(self.rows_a)
 
     @property
     def pad(self) -> int:
-        return self.pad_a + self.rows_b + PADDING
+        return self.pad_a + padded_rows(self.rows_b)
 
     def width(self, peer: int) -> int:
         """Columns of a row as it is kept: an even number for 16-bit products, which take pairs."""
@@ -62,12 +72,12 @@ class Problem(problem.Problem):
         threads = torch.get_num_threads()
         # In a tournament two spans meet in every task; in a rectangle a span of queries meets one of keys.
         spans = 2 * threads if self.nt else threads
-        longest = max(PADDING, int(SPAN_ROWS * math.sqrt(128 / max(self.widths))))
+        longest = max(LARGEST_BLOCK, int(SPAN_ROWS * math.sqrt(128 / max(self.widths))))
         sizes = []
         for rows in (self.rows_a, self.rows_b):
             count = spans * math.ceil(rows / (spans * longest))
             span_rows = math.ceil(rows / count)
-            span = math.ceil(span_rows / PADDING)
+            span = math.ceil(span_rows / LARGEST_BLOCK)
             block = math.ceil(span_rows / span / BLOCK_MULTIPLE) * BLOCK_MULTIPLE
             sizes += [rows, max(block, SMALLEST_BLOCK), span]
         return [*sizes, threads]
