@@ -3,6 +3,7 @@ happen."""
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
-from dogo_fast.ops import launch, tiled
+from dogo_fast.ops import launch, library, tiled
 
 ops = torch.ops.dogo_fast
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -106,6 +107,40 @@ def test_compile_has_no_graph_break_and_gives_the_same_values(
         torch.testing.assert_close(value, expected)
         gradients = torch.autograd.grad(value, inputs)
         torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs))
+
+
+@pytest.mark.parametrize("loss", compiled_losses()[:3], ids=lambda loss: loss.__name__)
+def test_a_compiled_graph_is_not_found_again_after_the_layout_of_saved_buffers_changed(
+    device: torch.device, loss: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's cache of compiled graphs goes by the graph: with another layout it must be another graph, or an upgrade
+    runs compiled code that expects the buffers of the version before."""
+
+    def graph_of_the_loss() -> str:
+        graphs: list[str] = []
+
+        def keep(module: torch.fx.GraphModule, _inputs: object) -> Any:
+            graphs.append(module.code)
+            return module.forward
+
+        torch._dynamo.reset()
+        torch.compile(loss, fullgraph=True, backend=keep)(*inputs_of(device))
+        assert len(graphs) == 1
+        return graphs[0]
+
+    first = graph_of_the_loss()
+    assert first == graph_of_the_loss()
+    monkeypatch.setattr(library, "_LAYOUT", ":another")
+    assert first != graph_of_the_loss()
+
+
+def test_the_layout_is_that_of_the_files(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("problem.py", "tiled.py", "missing.py")]
+    for file in files[:2]:
+        file.write_text("PADDING = 128\n")
+    before = library._sources(*files)
+    files[1].write_text("PADDING = 32\n")
+    assert before != library._sources(*files) and len(before) == 12
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "similarity_kl", "dogo_loss"])
