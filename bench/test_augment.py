@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from dogo_fast.augment import VIEW_RECIPES, Augmentation
+from dogo_fast.compile_report import Case
 
+from . import per_kernel
 from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views
 from .timing import quartiles, seconds, synchronize, times_as_long
 
@@ -39,7 +41,7 @@ def cases(grid: str) -> Iterable[ViewCase]:
     return [*small, ViewCase("cpu", 96, "simclr", 64, 9), *large]
 
 
-def test_views(benchmark: Any, case: ViewCase) -> None:
+def test_views(benchmark: Any, case: ViewCase, rates: dict[str, float]) -> None:
     device, size, recipe, N, rounds = case
     threads = torch.get_num_threads()
     chosen = VIEW_RECIPES[recipe]
@@ -88,3 +90,6 @@ def test_views(benchmark: Any, case: ViewCase) -> None:
             "faster_than": times_as_long(times),
         }
     )
+    if device == "cuda":
+        named = Case("augment", "bfloat16", size, N, recipe)
+        benchmark.extra_info["kernels"] = per_kernel.measure([make_ours] * rounds, named, rates)

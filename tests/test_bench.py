@@ -12,6 +12,7 @@ import pytest
 import torch
 from dogo_fast.bench import check, grid, page, plots, records, tables, timing
 
+KERNELS = ("loss", "views")
 CASES = {loss: list(grid.loss_cases("full", loss)) for loss in ("dogo_loss", "nt_xent", "similarity_kl")}
 
 
@@ -29,6 +30,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[records.Record, str
 def test_the_suite_records_time_value_gradient_and_memory_together(smoke: tuple[records.Record, str]) -> None:
     record, _ = smoke
     assert {info["kind"] for info in record.infos} == {"loss", "views", "step", "pretraining"}
+    assert all(("kernels" in info) == (info["device"] == "cuda") for info in record.infos if info["kind"] in KERNELS)
     for info in record.of("loss"):
         names = set(info["seconds"])
         assert {"ours", "dense"} <= names

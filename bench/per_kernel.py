@@ -1,0 +1,151 @@
+"""Each of our kernels in a pass on a GPU: its time, the work that is counted for it, its bound, the percent reached.
+
+The profiler gives the time of every launch on the GPU. In one more pass the launches are listened to, and their work is
+counted from their arguments. Passes run in eager: a captured one has the same kernels.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dogo_fast.compile_report import Case, Launch
+from dogo_fast.work import Shape, Work, done, needed
+
+from .timing import quartiles
+
+PASSES = {"statistics_kernel": "forward", "gradient_kernel": "backward"}
+"""What the kernels of tiles compute, each alone; all others only move their tensors."""
+
+
+class Event(NamedTuple):
+    """A kernel or a copy on the GPU; seconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+class Incomplete(Exception):
+    """The profiler did not see every launch, or there was none."""
+
+
+def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What a record has of the kernels in passes that are alike, or why it has nothing.
+
+    Args:
+        passes: each runs once, profiled; the last once more before.
+        case: as the static roofline names it.
+        rates: of the machine, from ``machine.rates``.
+    """
+    rates = {"gemm": rates[case.dtype], "exp2": rates["exp2"], "copy": rates["copy"]}
+    try:
+        launches = listen(passes[-1])
+        events = gpu_events(lambda: [run() for run in passes])
+        times = seconds_by_kernel(events, Counter(each.kernel.__name__ for each in launches), len(passes))
+    except Exception as error:  # CUPTI may be missing, forbidden or in another profiler's hands
+        return {"case": case._asdict(), "unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    kernels = [join(name, launches, seconds, case, rates) for name, seconds in times.items()]
+    return {"case": case._asdict(), "passes": len(passes), "rates": rates, "kernels": kernels}
+
+
+def listen(run: Callable[[], Any]) -> list[Launch]:
+    """Every launch of our Triton kernels in a call."""
+    from dogo_fast.ops import launch
+
+    launches: list[Launch] = []
+    really = launch.run
+
+    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
+        launches.append(Launch(kernel, grid, arguments, switches))
+        really(kernel, grid, *arguments, **switches)
+
+    with mock.patch.object(launch, "run", record):
+        run()
+    return launches
+
+
+def gpu_events(run: Callable[[], Any]) -> list[Event]:
+    """Everything that ran on the GPU in a call, in order; nothing where the profiler cannot look into it."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    found = [
+        Event(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    return sorted(found, key=lambda event: event.start)
+
+
+def seconds_by_kernel(events: Iterable[Event], launches: Mapping[str, int], passes: int) -> dict[str, list[float]]:
+    """Of each kernel, its seconds in every pass. ``events``: in order; ``launches``: of each kernel in a pass.
+
+    Raises:
+        Incomplete: more or fewer launches than the passes have, or none at all.
+    """
+    if not launches:
+        raise Incomplete("a pass launches no kernel of ours")
+    times: dict[str, list[float]] = {name: [] for name in launches}
+    for event in events:
+        if event.name in times:
+            times[event.name].append(event.end - event.start)
+    for name, count in launches.items():
+        if len(times[name]) != count * passes:
+            raise Incomplete(f"the profiler gave {len(times[name])} of {count * passes} launches of {name}")
+    return {
+        name: [sum(times[name][first : first + count]) for first in range(0, count * passes, count)]
+        for name, count in launches.items()
+    }
+
+
+def join(
+    name: str, launches: Iterable[Launch], seconds: Sequence[float], case: Case, rates: Mapping[str, float]
+) -> dict[str, Any]:
+    """A kernel's seconds in each pass beside its work: what its launches run, what is needed, the bound of that.
+
+    All bytes count as if each tensor were read or written once. Kernels without tiles need what they run.
+    """
+    own = [each for each in launches if each.kernel.__name__ == name]
+    run = {"flop": 0, "exponentials": 0, "bytes": sum(map(moved, own))}
+    least = run
+    if "BLOCK_M" in own[0].switches:
+        tiles = sum((done(name, each.values) for each in own), Work())
+        run = run | {"flop": tiles.flop, "exponentials": tiles.exponentials}
+        peers = 1 if case.loss == "nt_xent" else 2
+        shape = Shape(case.loss, case.N, (case.D,) * peers, getattr(torch, case.dtype).itemsize)
+        work = needed(shape, (PASSES[name],))
+        moves = work.bytes_read + work.bytes_written
+        least = {"flop": work.flop, "exponentials": work.exponentials, "bytes": moves}
+    bounds = {
+        "products": least["flop"] / rates["gemm"],
+        "exponentials": least["exponentials"] / rates["exp2"],
+        "memory": least["bytes"] / rates["copy"],
+    }
+    limiter = max(bounds, key=lambda what: bounds[what])
+    middle = quartiles(seconds)
+    return {
+        "kernel": name,
+        "tile": own[0].tile,
+        "warps": own[0].switches["num_warps"],
+        "seconds": middle,
+        "run": run,
+        "needed": least,
+        "bound_seconds": bounds[limiter],
+        "limiter": limiter,
+        "percent": 100 * bounds[limiter] / middle[1],
+    }
+
+
+def moved(launch: Launch) -> int:
+    """Bytes of a launch's tensors, as if each were read or written once. Of images only as many count as views are
+    made of; what is scratch to a launch does not."""
+    sizes: dict[int, int] = {}
+    for name, value in launch.values.items():
+        if isinstance(value, Tensor) and "scratch" not in name:
+            sizes[id(value)] = value[0].nbytes * launch.grid[0] if name == "p_images" else value.nbytes
+    return sum(sizes.values())
