@@ -149,3 +149,25 @@ def moved(launch: Launch) -> int:
         if isinstance(value, Tensor) and "scratch" not in name:
             sizes[id(value)] = value[0].nbytes * launch.grid[0] if name == "p_images" else value.nbytes
     return sum(sizes.values())
+
+
+def predicted_seconds(row: Mapping[str, Any], measured: Mapping[str, Any], static: Iterable[Any]) -> list[float] | None:
+    """What the static roofline predicts of a kernel, all pipes busy at once and, of tiles, in turns; None if it knows
+    no code like it.
+
+    Every multiprocessor is taken to be busy, at the clock rate that the measured exponentials stand for, 16 a clock.
+    Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N².
+    """
+    from dogo_fast.roofline import ARCHITECTURES
+
+    case = Case(**measured["case"])
+    if (case.loss, row["kernel"]) == ("similarity_kl", "gradient_kernel"):
+        return None  # there the static roofline's teacher learns too
+    pairs = 4 * case.N * case.D**2 if case.loss == "augment" else case.N**2
+    for each in static:
+        alike = Case(**each["case"])._replace(N=case.N) == case and each["clocks_overlapped"] is not None
+        if alike and all(each[what] == row[what] for what in ("kernel", "tile", "warps")):
+            a_clock = measured["rates"]["exp2"] / ARCHITECTURES[each["target"]].special_lanes  # of all multiprocessors
+            clocks = [each["clocks_overlapped"], each["clocks_in_turns"]]
+            return [pairs * value / a_clock for value in clocks if value is not None]
+    return None

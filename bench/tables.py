@@ -1,5 +1,6 @@
 """A record as tables in Markdown, for the terminal and for docs/performance.md: python -m bench.tables FILE.json"""
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 from dogo_fast.work import PASSES, Shape, bound
 
 from .contenders import CONTENDERS
-from .records import NotARecord, Record, load
+from .per_kernel import predicted_seconds
+from .records import RESULTS, NotARecord, Record, load
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TITLES = {
@@ -158,6 +160,39 @@ def phase_table(record: Record) -> list[str]:
     return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
 
 
+def kernel_table(record: Record) -> list[str]:
+    """Each kernel on a GPU: its time, its work, its bound, the percent reached, and what its machine code predicts."""
+    path = RESULTS / f"roofline-{record.machine['gpu'].get('architecture')}.json"
+    static = json.loads(path.read_text())["predictions"] if path.is_file() else []
+    head = ["", "dtype", "D", "N", "kernel", "tile", "µs", "predicted, µs", "GFLOP", "exponentials, M", "MB"]
+    head += ["bound, µs", "limiter", "% of bound"]
+    rows = []
+    for measured in (info["kernels"] for info in record.infos if "kernels" in info):
+        case = measured["case"]
+        what = [f"{case['loss']}, {case['variant']}", case["dtype"], str(case["D"]), str(case["N"])]
+        if "unavailable" in measured:
+            rows.append([*what, f"unmeasured: {measured['unavailable']}".replace("|", "/"), *["–"] * (len(head) - 5)])
+        for row in measured.get("kernels", ()):
+            predicted = predicted_seconds(row, measured, static)
+            run, least = row["run"], row["needed"]
+            work = [(run["flop"], least["flop"], 1e9), (run["exponentials"], least["exponentials"], 1e6)]
+            rows.append(
+                [
+                    *what,
+                    row["kernel"].removesuffix("_kernel"),
+                    f"{row['tile']}, {row['warps']} warps".removeprefix(", "),
+                    spread(row["seconds"], 1e6),
+                    "–" if predicted is None else " to ".join(number(1e6 * value) for value in predicted),
+                    *(f"{number(own / unit)} ({number(needed / unit)})" if own else "–" for own, needed, unit in work),
+                    number(run["bytes"] / 1e6),
+                    number(1e6 * row["bound_seconds"]),
+                    row["limiter"],
+                    f"{row['percent']:.0f}",
+                ]
+            )
+    return table(head, rows)
+
+
 def sections(record: Record) -> list[tuple[str, list[str]]]:
     """Title and table of everything a record has."""
     found = []
@@ -173,6 +208,8 @@ def sections(record: Record) -> list[tuple[str, list[str]]]:
             found.append((title, rate_table(record, kind)))
     if any(record.of("step")):
         found.append(("Shares of an eager step", phase_table(record)))
+    if any("kernels" in info for info in record.infos):
+        found.append(("Kernels on the GPU", kernel_table(record)))
     return found
 
 

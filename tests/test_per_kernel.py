@@ -1,12 +1,14 @@
-"""Each kernel's time and work in a record of a GPU, from made-up events of the profiler."""
+"""Each kernel's time, work and prediction in a record of a GPU: from made-up events of the profiler to the page."""
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dogo_fast.bench import contenders, losses, per_kernel
-from dogo_fast.bench.per_kernel import Event, Incomplete, join, seconds_by_kernel
+from dogo_fast.bench import contenders, losses, page, per_kernel, records, tables
+from dogo_fast.bench.per_kernel import Event, Incomplete, join, predicted_seconds, seconds_by_kernel
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
@@ -133,3 +135,64 @@ def test_every_kernel_of_a_loss_has_work(loss: str) -> None:
             least = bound(shape, RATES, overlap=True, passes=(per_kernel.PASSES[name],))
             assert (found["bound_seconds"], found["limiter"]) == (least.total, least.limiter)
             assert found["run"]["flop"] == done(name, each.values).flop
+
+
+STATIC = {"target": "sm_90", "case": CASE._asdict(), "kernel": "gradient_kernel", "tile": "128x64", "warps": 8}
+STATIC |= {"clocks_overlapped": 1.5, "clocks_in_turns": 2.5}
+
+
+def test_predictions_are_of_the_same_code() -> None:
+    """N² pairs of 1.5 clocks, 4·10¹² / 16 clocks a second."""
+    row = {"kernel": "gradient_kernel", "tile": "128x64", "warps": 8}
+
+    def of(case: Case = CASE, **changed: Any) -> list[float] | None:
+        return predicted_seconds(row | changed, {"case": case._asdict(), "rates": RATES}, [STATIC])
+
+    assert of() == pytest.approx([PAIRS * 1.5 / 2.5e11, PAIRS * 2.5 / 2.5e11])
+    assert of(CASE._replace(N=8192)) == pytest.approx([4 * PAIRS * 1.5 / 2.5e11, 4 * PAIRS * 2.5 / 2.5e11])
+    for other in (of(CASE._replace(D=64)), of(CASE._replace(dtype="float16")), of(tile="64x64"), of(warps=4)):
+        assert other is None
+    views = Case("augment", "bfloat16", 32, 1024, "cifar")
+    static = STATIC | {"case": views._replace(N=256)._asdict(), "clocks_in_turns": None}
+    found = predicted_seconds(row, {"case": views._asdict(), "rates": RATES}, [static])
+    assert found == pytest.approx([4 * 1024 * 32**2 * 1.5 / 2.5e11])
+    teaching = CASE._replace(loss="similarity_kl")._asdict()
+    assert predicted_seconds(row, {"case": teaching, "rates": RATES}, [STATIC | {"case": teaching}]) is None
+
+
+def record_of(kernels: list[dict[str, Any]]) -> records.Record:
+    """The recorded run of a CPU as if it were a GPU's, with kernels."""
+    path = records.RESULTS / "benchmark-cpu.json"
+    cpu = records.load(path)
+    gpu = {"name": "Made-up GPU", "driver": "1", "cuda": "13.0", "architecture": "sm_90"}
+    infos = [dict(info) for info in cpu.infos]
+    for info, each in zip((info for info in infos if info["kind"] == "loss"), kernels, strict=False):
+        info["kernels"] = each
+    return records.Record(path, cpu.machine | {"gpu": gpu}, cpu.grid, cpu.commit, tuple(infos))
+
+
+def test_the_page_has_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "roofline-sm_90.json").write_text(json.dumps({"predictions": [STATIC]}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    recorded = launches(CASE, "sm_90")
+    rows = [
+        join(name, recorded, [200e-6, 210e-6, 230e-6], CASE, RATES) for name in ("normalize_kernel", "gradient_kernel")
+    ]
+    measured = {"case": CASE._asdict(), "passes": 3, "rates": RATES, "kernels": rows}
+    unseen = {"case": CASE._replace(N=64)._asdict(), "unavailable": "Incomplete: none | at all"}
+    text = page.write_page([record_of([measured, unseen])], tmp_path / "plots")
+    lines = text[text.index("### Kernels on the GPU") :].split("\n")[2:7]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    what = ["dogo_loss, static", "bfloat16", "128", "4096"]
+    assert cells[0][4:9] == ["kernel", "tile", "µs", "predicted, µs", "GFLOP"]
+    assert cells[2] == [*what, "normalize", "4 warps", "210 (205–220)", "–", "–", "–", "8.45", "2.11", "memory", "1"]
+    gradient = ["gradient", "128x64, 8 warps", "210 (205–220)", "101 to 168", "85.9 (51.5)", "268 (101)"]
+    assert cells[3][:10] == [*what, *gradient] and cells[3][11:] == ["103", "products", "49"]
+    assert cells[4][3:6] == ["64", "unmeasured: Incomplete: none / at all", "–"]
+    assert {len(row) for row in cells} == {14} and "unmeasured too" not in text
+
+
+def test_without_a_gpu_the_page_says_so(tmp_path: Path) -> None:
+    cpu = [record for record in records.recorded() if record.device == "cpu"]
+    text = page.write_page(cpu, tmp_path)
+    assert "The time of each kernel is unmeasured too" in text and "Kernels on the GPU" not in text
