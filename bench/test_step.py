@@ -16,6 +16,7 @@ from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
 
+from .per_kernel import gpu_events
 from .rivals import DEVIATION, MEAN, AuthorsStep, torchvision_views
 from .timing import quartiles, seconds, synchronize, times_as_long
 
@@ -80,22 +81,17 @@ def time_phases(step: TrainingStep) -> dict[str, float]:
     return result
 
 
-def idle_share(run: Callable[[], None], rounds: int) -> float:
-    """Share of the time from the first to the last kernel of some steps in which no kernel or copy ran."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(rounds):
-            run()
-        torch.cuda.synchronize()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    )
-    busy, end = 0.0, spans[0][0]
-    for start, stop in spans:
+def idle_share(run: Callable[[], None], rounds: int) -> float | None:
+    """Share of the time from the first to the last kernel of some steps in which no kernel or copy ran; None where the
+    profiler sees none."""
+    events = gpu_events(lambda: [run() for _ in range(rounds)])
+    if not events:
+        return None
+    busy, end = 0.0, events[0].start
+    for _, start, stop in events:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
-    return 1 - busy / (end - spans[0][0])
+    return 1 - busy / (end - events[0].start)
 
 
 def test_step(benchmark: Any, case: StepCase) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dogo_fast.bench import contenders, losses, page, per_kernel, records, tables
 from dogo_fast.bench.per_kernel import Event, Incomplete, join, predicted_seconds, seconds_by_kernel
+from dogo_fast.bench.test_step import idle_share
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
@@ -50,6 +51,9 @@ def events(*pairs: tuple[str, float]) -> list[Event]:
 def test_events_are_those_of_the_gpu_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     Profiler(monkeypatch, ["one", "two"])
     assert per_kernel.gpu_events(lambda: None) == [("one", 0.0, pytest.approx(1e-5)), ("two", 1.0, 1.00002)]
+    assert idle_share(lambda: None, 1) == pytest.approx(1 - 3e-5 / 1.00002)
+    Profiler(monkeypatch, [])
+    assert idle_share(lambda: None, 1) is None
 
 
 def test_the_launches_of_a_pass_are_summed_by_kernel() -> None:
