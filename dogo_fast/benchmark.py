@@ -2,18 +2,25 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from dogo_fast.atomic import write_atomically
-from dogo_fast.errors import UserError
+from dogo_fast.errors import StoppedBySignal, UserError
 
 Suite = Literal["dogo_loss", "nt_xent", "similarity_kl", "augment", "step", "pretraining"]
 Grid = Literal["short", "full", "check", "smoke"]
 NEEDED = ("pytest", "pytest_benchmark", "kornia")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GRACE = 5.0
 
 
 def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Path("benchmark.json")) -> None:
@@ -27,6 +34,7 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
 
     Raises:
         UserError: packages that are missing, a place that cannot be written, or a benchmark that failed.
+        StoppedBySignal: SIGTERM, SIGINT or SIGHUP; all that measured has ended, and ``out`` is as it was.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -46,9 +54,7 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
         record = Path(scratch) / "record.json"
         options = [f"--grid={grid}", f"--benchmark-json={record}", "--benchmark-columns=median,iqr,rounds", "-q", "-rs"]
         options += [f"--benchmark-storage={scratch}", "-p", "no:cacheprovider", "--rootdir", str(folder.parent)]
-        code = subprocess.run(
-            [sys.executable, "-m", "pytest", *files, *options], env=environment, check=False
-        ).returncode
+        code = run_in_group([sys.executable, "-m", "pytest", *files, *options], environment)
         if code != 0:
             raise UserError(f"the benchmarks failed (pytest's exit code {code}); nothing was recorded")
         write_atomically(out, record.read_bytes())
@@ -56,3 +62,60 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
 
     if tables.main([str(out)]) == 0:
         print(f"recorded in {out}")
+
+
+def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program in a process group of its own; whoever stops us stops the program and what it started with it.
+
+    The first signal goes to all of the group, a second one kills it. A signal that we were told to ignore, as nohup
+    does, is left alone, and outside the main thread all are.
+
+    Returns:
+        its exit code, negative if a signal to it alone ended it.
+
+    Raises:
+        StoppedBySignal: we got a signal, and the program has ended.
+    """
+    got: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        got.append(number)
+        if process is not None and process.returncode is None:
+            _signal_group(process.pid, number if len(got) == 1 else signal.SIGKILL)
+
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, pass_on) for number in heard} if in_main_thread else {}
+    try:
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        if got:  # before there was anything to pass it on to
+            _signal_group(process.pid, got[0])
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if got:
+        _end_group(process.pid)  # what the program started and did not wait for
+        raise StoppedBySignal(got[0], "nothing was recorded")
+    return code
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Whether there was anyone left to get it."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _end_group(group: int) -> None:
+    """Kill what has not ended in GRACE seconds; not at once, since ninja must be left to stop its compilers, which have
+    groups of their own."""
+    deadline = time.monotonic() + GRACE
+    while _signal_group(group, 0):
+        if time.monotonic() > deadline:
+            _signal_group(group, signal.SIGKILL)
+            break
+        time.sleep(0.02)

@@ -1,7 +1,7 @@
 """The command line: ``dogo-fast pretrain``, ``augment``, ``benchmark`` and ``tune``.
 
 Whatever the user can put right is one line on stderr and exit code 2; a diverged run 1; Ctrl-C outside the training
-130. A run that was asked to stop and is saved is a success.
+130, and any signal that ends a benchmark 128 and its number. A run that was asked to stop and is saved is a success.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dogo_fast.errors import DivergedError, RunInterrupted, UserError
+from dogo_fast.errors import DivergedError, RunInterrupted, StoppedBySignal, UserError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except RunInterrupted as interruption:
         print(f"dogo-fast: {interruption}", flush=True)
+    except StoppedBySignal as stop:
+        return _fail(str(stop), 128 + stop.number)
     except UserError as error:
         return _fail(f"error: {error}", 2)
     except DivergedError as error:

@@ -1,5 +1,7 @@
 """What can go wrong in a run and is not a fault of the program: the command line prints one line, no traceback."""
 
+import signal
+
 
 class UserError(ValueError):
     """An option, a file or a folder that the user can put right. The message says what it is and what is allowed."""
@@ -14,6 +16,18 @@ class RunInterrupted(BaseException):
 
     No Exception, as KeyboardInterrupt is none: who catches those of a decoder must not catch this.
     """
+
+
+class StoppedBySignal(BaseException):
+    """A signal ended a command that cannot go on later: which signal, and what is left. No Exception, as above."""
+
+    def __init__(self, number: int, left: str) -> None:
+        super().__init__(number, left)
+        self.number = number
+        self.left = left
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}; {self.left}"
 
 
 class DamagedImageError(ValueError):

@@ -3,8 +3,12 @@
 import copy
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +255,91 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == f"dogo-fast: error: --out must be a file in a folder that exists, got {tmp_path}/no/x.json\n"
+
+
+# What ends it
+
+
+def command_line(process: int) -> str:
+    """Empty for one that has ended, waited for or not."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def group_of(process: int) -> int | None:
+    try:
+        return os.getpgid(process)
+    except ProcessLookupError:
+        return None
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    running = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    return [process for process in running if group_of(process) == group and command_line(process)]
+
+
+def children(process: int, words: str) -> list[int]:
+    """Those whose command line has these words."""
+    found = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    return [child for child in found if words in command_line(child)]
+
+
+def wait_until(happened: Callable[[], Any], seconds: float = 100) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := happened()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_command_and_the_suite_it_started(number: signal.Signals, tmp_path: Path) -> None:
+    """Sent to the command alone, as a queue does."""
+    out = tmp_path / "out" / "benchmark.json"
+    out.parent.mkdir()
+    out.write_text("an earlier record")
+    command = [sys.executable, "-m", "dogo_fast", "benchmark", "--grid", "smoke", "--out", str(out)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    (tmp_path / "scratch").mkdir()
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said) as process,
+    ):
+        (suite,) = wait_until(lambda: children(process.pid, "pytest"))
+        process.send_signal(number)
+        assert process.wait(timeout=100) == 128 + number
+    try:
+        assert wait_until(lambda: not command_line(suite), seconds=10)
+    finally:
+        if command_line(suite):
+            os.kill(suite, signal.SIGKILL)
+    errors = (tmp_path / "said").read_text()
+    assert errors.endswith(f"dogo-fast: stopped by {number.name}; nothing was recorded\n")
+    assert out.read_text() == "an earlier record" and [path.name for path in out.parent.iterdir()] == [out.name]
+    assert not list((tmp_path / "scratch").glob("*/record.json"))
+
+
+def test_what_the_suite_started_ends_with_it_though_it_does_not_listen(tmp_path: Path) -> None:
+    deaf = (
+        "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(flush=True); time.sleep(600)"
+    )
+    program = (
+        "import pathlib, subprocess, sys, time\n"
+        f"each = subprocess.Popen([sys.executable, '-c', {deaf!r}], stdout=subprocess.PIPE)\n"
+        "each.stdout.readline()\n"
+        f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
+        "time.sleep(600)"
+    )
+    outer = (
+        f"import os, sys; from dogo_fast.benchmark import *; run_in_group([sys.executable, '-c', {program!r}], {{}})"
+    )
+    with subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True) as process:
+        assert wait_until((tmp_path / "up").exists)
+        (group,) = children(process.pid, "pathlib")
+        assert len(members(group)) == 2
+        process.terminate()
+        _, errors = process.communicate(timeout=100)
+    assert errors.endswith("StoppedBySignal: stopped by SIGTERM; nothing was recorded\n")
+    assert wait_until(lambda: not members(group), seconds=10)
