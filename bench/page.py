@@ -31,7 +31,8 @@ Made from the records in `bench/results/` by `make page`; nothing here is typed 
 record on your machine, `dogo-fast benchmark` from an installed package.
 
 Times are medians, with quartiles in brackets. × says how much longer something else takes: the median, over the
-rounds of one run, of its time over ours in the same round, in which all run one right after the other. `dense` is the
+rounds of one run, of its time over ours in the same round, in which all run one right after the other (on a GPU each
+beside ours alone). `dense` is the
 plain formula, `compile` is `torch.compile` of it for that shape alone, `authors` the formula of the authors'
 published code, which broadcasts; `lightly` and `metric-learning` are the NT-Xent of lightly and
 pytorch-metric-learning, beside the dense KL in the whole loss. cut-cross-entropy and Inf-CL have no loss that leaves
@@ -44,8 +45,9 @@ of all gradients, against the dense formula in float64.
 
 Views and steps: torchvision v2 runs on one core, a view of an image at a time, as a worker of a DataLoader does, one
 of the four views is timed and counts four times; ours and kornia have all threads. `authors` of a step and of
-pretraining is a loop like theirs with kinder parts: torchvision's views in the process, the dense loss by matrix
-products, float32 in eager (on a GPU ours is bfloat16). What views must move is an image read and four views written.
+pretraining is a loop like theirs with a kinder loss: torchvision's views in the process itself, without workers, the
+dense loss by matrix products, float32 in eager (on a GPU ours, and not kornia's views, is bfloat16). What views must
+move is an image read and four views written.
 
 Kernels on a GPU: the time of each in the profiler, beside the work that it runs (in brackets the part of it that is
 needed), the bound of what is needed at the rates of that run, and what its machine code predicts where the static
@@ -58,8 +60,9 @@ NO_GPU = """
 
 **No time has been measured on a GPU yet.** The kernels were checked value by value in Triton's interpreter and
 compiled. On a machine with one, `make bench` measures the same table there: replays of CUDA graphs between events, up
-to 512 inputs in rotation, to miss the L2 cache, running out of memory as a result. What it is to reach, on one H200,
-D = 128, bfloat16, the whole loss, forward and backward:
+to 512 inputs in rotation, to miss the L2 cache (N = 64 does not: 32 MB), running out of memory as a result; what no
+graph can hold is starred and runs in eager; the backward is what both take more than the forward. What it is to reach,
+on one H200, D = 128, bfloat16, the whole loss, forward and backward:
 
 | N | aim | measured |
 |---|---|---|

@@ -64,7 +64,8 @@ def loss_table(record: Record, loss: str, device: str) -> list[str]:
     rows = []
     for info in infos:
         ours = info["seconds"]["ours"]
-        times = [spread(ours[phase], 1e3) for phase in ("forward", "backward", "both")]
+        eager = _eager(info, "ours")
+        times = [spread(ours[phase], 1e3) + eager for phase in ("forward", "backward", "both")]
         others = [_ratio(info, name) for name in present]
         percent = ", ".join(f"{value:.0f}" for value in percents_of_bound(info))
         rows.append([info["dtype"], str(info["N"]), str(info["D"]), *times, *others, percent])
@@ -82,10 +83,13 @@ def percents_of_bound(info: dict[str, Any]) -> list[float]:
     ]
 
 
+def _eager(info: dict[str, Any], name: str) -> str:
+    return "*" if info["device"] == "cuda" and not info["captured"][name] else ""
+
+
 def _ratio(info: dict[str, Any], name: str) -> str:
     if name in info["faster_than"]:
-        eager = "*" if info["device"] == "cuda" and not info["captured"][name] else ""
-        return spread(info["faster_than"][name]["both"], digits=2) + eager
+        return spread(info["faster_than"][name]["both"], digits=2) + _eager(info, name)
     return str(info["missing"].get(name, "–")).split(":")[0]
 
 

@@ -1,12 +1,14 @@
 """Paired timing: in every round each contender runs once, one right after the other; ratios are of a round's times.
 
-On a CPU a pass is timed by the clock. On a GPU every contender that allows it is captured, forward, backward and both,
-once for each of several inputs that together exceed the L2 cache twice, and CUDA events time rounds of replays; one
-that cannot be captured runs in eager, and the record says so. Running out of memory is a result too.
+On a CPU a pass is timed by the clock. On a GPU every contender that allows it is captured, forward, and forward with
+backward, once for each of several inputs that together exceed the L2 cache twice (but for the smallest), and CUDA
+events time rounds of replays; one that cannot be captured runs in eager, and the record says so. Running out of memory
+is a result too.
 """
 
 import ctypes
 import functools
+import gc
 import statistics
 import time
 import warnings
@@ -23,12 +25,12 @@ Inputs = list[Tensor]
 
 PHASES = ("forward", "backward", "both")
 WARM_SECONDS = 0.2
-ROUND_SECONDS = 2e-3
-"""A round of replays takes at least this long: events are no finer than half a microsecond."""
+ROUND_SECONDS, EVENT_SECONDS = 2e-3, 5e-7
+"""A round of replays takes at least so long: events are no finer than half a microsecond."""
 SHORT_SECONDS, PAUSE_SECONDS = 0.1, 0.02
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
 MOST_SETS = 512
-"""Of inputs; at N = 64 in bfloat16 with D = 128 that is 32 MB."""
+"""Of inputs; at N = 64 in bfloat16 with D = 128 that is 32 MB, which an L2 cache of 50 MB holds."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,18 @@ class OnCPU:
 
 
 class OnGPU:
-    """Rounds of calls between CUDA events; by graph replays where they may be captured.
+    """Rounds of calls between CUDA events, all inputs in rotation; by graph replays where they may be captured.
 
-    Forward, and forward and backward, rotate over all inputs; the backward alone has the first ones, since it needs all
-    that their forward saved. The rotating graphs share their memory: they run one after the other, and nobody reads
-    what they leave.
+    Forward, and forward and backward, are timed; the backward is what the second takes more than the first in the same
+    round. Alone it would need what a forward left, over and over: torch.compile's code gives those buffers back while
+    it runs, and dense at N = 32768 would hold 32 GiB. The graphs share their memory: they run one after the other, and
+    nobody reads what they leave.
+
+    Nothing made by an eager pass may live during a capture: the node of a leaf would belong to that pass's stream, and
+    the backward's wait for it ends the capture.
     """
+
+    timed = ("forward", "both")
 
     def __init__(self, loss: Loss, sets: list[Inputs], longest: float, capture: bool) -> None:
         self.loss, self.sets, self.captured = loss, sets, capture
@@ -120,18 +128,20 @@ class OnGPU:
         with torch.cuda.stream(stream):
             _warm(lambda: (self._both(sets[0]), stream.synchronize()), longest)
         torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.empty_cache()  # the graphs' memory is apart from what was cached
-        self.calls = self._eager()
+        give_memory_back()  # the graphs' memory is apart from what was cached
         if capture:
             try:
-                self.calls = self._capture()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # whatever a library does that a graph cannot hold
+                # a capture that fails can leave its stream behind as the current one
+                with torch.cuda.stream(torch.cuda.current_stream()):
+                    self.calls = self._capture()
+            except Exception as error:  # whatever a library does that a graph cannot hold; or two pools are too much
                 self.captured = False
                 warnings.warn(f"not captured, timed in eager: {type(error).__name__}: {error}", stacklevel=2)
-        self.places = dict.fromkeys(PHASES, 0)
-        self.repeats = {phase: self._enough(phase) for phase in PHASES}
+        if not self.captured:
+            give_memory_back()
+            self.calls = self._calls()
+        self.places = dict.fromkeys(self.timed, 0)
+        self.repeats = {phase: self._enough(phase) for phase in self.timed}
 
     def settle(self) -> None:
         torch.cuda.synchronize()
@@ -139,36 +149,22 @@ class OnGPU:
     def _both(self, inputs: Inputs) -> tuple[Tensor, ...]:
         return differentiate(self.loss(*inputs), inputs)
 
-    def _eager(self) -> dict[str, list[Callable[[], Any]]]:
-        first = self.sets[0]
-        value = self.loss(*first)
+    def _calls(self) -> dict[str, list[Callable[[], Any]]]:
         return {
             "forward": [functools.partial(self.loss, *inputs) for inputs in self.sets],
-            "backward": [lambda: differentiate(value, first, retain_graph=True)],
             "both": [functools.partial(self._both, inputs) for inputs in self.sets],
         }
 
     def _capture(self) -> dict[str, list[Callable[[], Any]]]:
-        self.graphs: list[torch.cuda.CUDAGraph] = []
-        shared = torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()
 
-        def captured(call: Callable[[], Any], pool: Any) -> tuple[Callable[[], Any], Any]:
+        def captured(call: Callable[[], Any]) -> Callable[[], Any]:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                made = call()
-            self.graphs.append(graph)
-            return graph.replay, made
+                call()
+            return graph.replay  # holds the graph
 
-        first, own = self.sets[0], torch.cuda.graph_pool_handle()
-        fill, value = captured(lambda: self.loss(*first), own)
-        backward, gradients = captured(lambda: differentiate(value, first, retain_graph=True), own)
-        self.kept = value, gradients  # what the graphs of the backward read and write
-        fill()
-        return {
-            "forward": [captured(functools.partial(self.loss, *inputs), shared)[0] for inputs in self.sets],
-            "backward": [backward],
-            "both": [captured(functools.partial(self._both, inputs), shared)[0] for inputs in self.sets],
-        }
+        return {phase: [captured(call) for call in calls] for phase, calls in self._calls().items()}
 
     def _enough(self, phase: str) -> int:
         once = min(self._time(phase, 1) for _ in range(3))
@@ -186,7 +182,14 @@ class OnGPU:
         return start.elapsed_time(end) / 1e3 / repeats
 
     def round(self) -> dict[str, float]:
-        return {phase: self._time(phase, self.repeats[phase]) for phase in PHASES}
+        forward, both = (self._time(phase, self.repeats[phase]) for phase in self.timed)
+        return {"forward": forward, "backward": max(both - forward, EVENT_SECONDS), "both": both}
+
+
+def give_memory_back() -> None:
+    """What nobody holds any more, reference cycles included, to the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 class TooSlow(Exception):
@@ -268,6 +271,8 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
             for contender in group
             if (runner := _prepare_or_note(contender, sets, budget, measured)) is not None
         }
+        if not runners and (all_ours or group is not groups[-1]):
+            continue  # nobody to be compared with
         times = _rounds(ours, runners, budget / len(groups))
         all_ours += times["ours"]
         for name in runners:
@@ -275,7 +280,7 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
             measured.beside[name] = _by_phase(times["ours"])
         del runners
         if sets[0][0].is_cuda:
-            torch.cuda.empty_cache()
+            give_memory_back()
     measured.seconds["ours"] = _by_phase(all_ours)
     benchmark.pedantic(ours.round, setup=ours.settle, rounds=FEWEST_ROUNDS, iterations=1)
     return measured
@@ -329,17 +334,19 @@ def _too_large(contender: Contender, inputs: Inputs) -> str | None:
 
 
 def _prepare(contender: Contender, sets: list[Inputs], longest: float, measured: Measured) -> Runner:
-    """Warm up, then note the value and gradients, and the memory a step takes."""
+    """Warm up; note the value and gradients, and the memory a step takes: on a GPU before graphs take some for good."""
     loss = contender.prepare()
     inputs = sets[0]
     gpu = inputs[0].is_cuda
-    runner: Runner = OnGPU(loss, sets, longest, contender.capturable) if gpu else OnCPU(loss, sets, longest)
+    runner: Runner | None = None if gpu else OnCPU(loss, sets, longest)
     value = loss(*inputs)
     measured.results[contender.name] = [value.detach(), *differentiate(value, inputs)]
     del value
-    measured.captured[contender.name] = runner.captured
     peak = _peak_on_gpu if gpu else _peak_on_cpu
     measured.memory[contender.name] = peak(lambda: differentiate(loss(*inputs), inputs))
+    if runner is None:
+        runner = OnGPU(loss, sets, longest, contender.capturable)
+    measured.captured[contender.name] = runner.captured
     return runner
 
 

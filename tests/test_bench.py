@@ -1,5 +1,6 @@
 """The benchmarks: the suite runs, all contenders compute the same thing, records become tables, a page and a check."""
 
+import contextlib
 import copy
 import json
 import math
@@ -8,13 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from dogo_fast.bench import check, grid, page, plots, records, tables, timing
+from torch import Tensor
+
+from dogo_fast import benchmark
+from dogo_fast.atomic import write_atomically
+from dogo_fast.errors import UserError
 
 KERNELS = ("loss", "views")
 CASES = {loss: list(grid.loss_cases("full", loss)) for loss in ("dogo_loss", "nt_xent", "similarity_kl")}
@@ -209,8 +217,8 @@ def test_the_check_s_exit_codes(
 
     def write(name: str, factor: float, cpu: str | None = None) -> str:
         changed = copy.deepcopy(content)
-        for benchmark, info in zip(changed["benchmarks"], run_with(smoke, factor).infos, strict=True):
-            benchmark["extra_info"] = info
+        for case, info in zip(changed["benchmarks"], run_with(smoke, factor).infos, strict=True):
+            case["extra_info"] = info
         if cpu is not None:
             changed["machine_info"]["cpu"]["brand_raw"] = cpu
         (tmp_path / name).write_text(json.dumps(changed))
@@ -255,6 +263,36 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == f"dogo-fast: error: --out must be a file in a folder that exists, got {tmp_path}/no/x.json\n"
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_is_followed(tmp_path: Path) -> None:
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="it is not a file"):
+        write_atomically(pipe, b"record")
+    with pytest.raises(UserError, match="--out must be a file"):
+        benchmark.benchmark("smoke", out=pipe)
+    assert pipe.is_fifo()
+    file.write_bytes(b"before")
+    link.symlink_to(file)
+    write_atomically(link, b"after")
+    assert link.is_symlink() and file.read_bytes() == b"after"
+
+
+def test_what_was_measured_before_a_benchmark_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "benchmark-gpu.json"
+    out.write_text("{}")
+
+    def fail(command: Sequence[str], environment: Mapping[str, str]) -> int:
+        (place,) = (option for option in command if option.startswith("--benchmark-json="))
+        Path(place.partition("=")[2]).write_text("measured")
+        return 1
+
+    monkeypatch.setattr(benchmark, "run_in_group", fail)
+    with pytest.raises(UserError, match=r"benchmark-gpu-incomplete\.json"):
+        benchmark.benchmark("smoke", out=out)
+    assert out.read_text() == "{}"
+    assert (tmp_path / "benchmark-gpu-incomplete.json").read_text() == "measured"
 
 
 # What ends it
@@ -343,3 +381,65 @@ def test_what_the_suite_started_ends_with_it_though_it_does_not_listen(tmp_path:
         _, errors = process.communicate(timeout=100)
     assert errors.endswith("StoppedBySignal: stopped by SIGTERM; nothing was recorded\n")
     assert wait_until(lambda: not members(group), seconds=10)
+
+
+class Clock:
+    """A GPU without one: time goes on by what a call says that it takes, and by as much when a graph replays it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.values: list[weakref.ref[Tensor]] = []
+        self.refuses = False
+
+    def loss(self, x: Tensor) -> Tensor:
+        self.now += 1
+        value = (x * x).sum()
+        self.values.append(weakref.ref(value))
+        return value
+
+    def differentiate(self, value: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        self.now += 2
+        return torch.autograd.grad(value, inputs)
+
+    @contextlib.contextmanager
+    def capture(self, graph: Any, pool: Any) -> Iterator[None]:
+        assert all(value() is None for value in self.values), "an eager pass is alive"
+        if self.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        start = self.now
+        yield
+        taken = self.now - start
+        graph.replay = lambda: setattr(self, "now", self.now + taken)
+
+    def event(self, enable_timing: bool) -> Any:
+        made = mock.MagicMock()
+        made.record = lambda: setattr(made, "at", self.now)
+        made.elapsed_time = lambda end: 1e3 * (end.at - made.at)
+        return made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for name in ("Stream", "current_stream", "synchronize", "graph_pool_handle", "CUDAGraph", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", clock.capture)
+    monkeypatch.setattr(torch.cuda, "Event", clock.event)
+    monkeypatch.setattr(timing, "differentiate", clock.differentiate)
+    monkeypatch.setattr(timing, "WARM_SECONDS", 0.0)
+    return clock
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_gpu_s_passes_are_captured_with_nothing_of_an_eager_one_alive(clock: Clock, refuses: bool) -> None:
+    """A leaf's node that an eager pass keeps alive would end the capture of the backward. One that is refused runs in
+    eager, and says so."""
+    clock.refuses = refuses
+    sets = [[torch.ones(2, requires_grad=True)] for _ in range(3)]
+    with pytest.warns(UserWarning, match="not captured") if refuses else contextlib.nullcontext():
+        runner = timing.OnGPU(clock.loss, sets, 1.0, capture=True)
+    called = len(clock.values)
+    assert runner.captured == (not refuses)
+    assert runner.round() == {"forward": 1.0, "backward": 2.0, "both": 3.0}
+    assert (len(clock.values) == called) == runner.captured
