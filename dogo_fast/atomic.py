@@ -8,11 +8,14 @@ from dogo_fast.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, on the disk when this returns.
+    """Replace a file as a whole, on the disk when this returns. A link stays, and what it points to is replaced.
 
     Raises:
-        UserError: it cannot be written; what was there before is untouched.
+        UserError: it cannot be written, or is no file, as a device is not; what was there before is untouched.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be written: it is not a file")
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:

@@ -39,7 +39,7 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'dogo-fast[train,bench]'")
-    if not out.parent.is_dir() or out.is_dir():
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
         raise UserError(f"--out must be a file in a folder that exists, got {out}")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--out must be a file that can be written, got {out}")
@@ -55,7 +55,11 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
         options = [f"--grid={grid}", f"--benchmark-json={record}", "--benchmark-columns=median,iqr,rounds", "-q", "-rs"]
         options += [f"--benchmark-storage={scratch}", "-p", "no:cacheprovider", "--rootdir", str(folder.parent)]
         code = run_in_group([sys.executable, "-m", "pytest", *files, *options], environment)
-        if code != 0:
+        if code == 1 and record.is_file():  # some failed; the others took their time
+            kept = out.with_name(f"{out.stem}-incomplete{out.suffix}")
+            write_atomically(kept, record.read_bytes())
+            raise UserError(f"some benchmarks failed; what the others measured is in {kept}, {out} is as it was")
+        if code != 0 or not record.is_file():
             raise UserError(f"the benchmarks failed (pytest's exit code {code}); nothing was recorded")
         write_atomically(out, record.read_bytes())
     from dogo_fast.bench import tables
