@@ -15,7 +15,7 @@ from typing import Any
 
 from . import check, tables
 from .grid import MIDDLE
-from .plots import draw_all
+from .plots import data_digest, draw_all
 from .records import RESULTS, NotARecord, Record, recorded
 from .tables import number, spread, table
 
@@ -230,33 +230,49 @@ def with_figures(readme: str, figures: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{figures}\n\n{match[2]}", readme)
 
 
+def stale_plots(plots: Path, fresh: Path) -> list[Path]:
+    """The pictures in the folder ``plots`` that are missing, superfluous or not as those in ``fresh``, drawn anew."""
+    names = {path.name for folder in (plots, fresh) for path in folder.glob("*.svg")}
+    return [plots / name for name in sorted(names) if not _same_picture(plots / name, fresh / name)]
+
+
+def _same_picture(path: Path, fresh: Path) -> bool:
+    """By their data, not their bytes: see bench/plots.py."""
+    if not (path.is_file() and fresh.is_file()):
+        return False
+    return data_digest(path.read_bytes()) == data_digest(fresh.read_bytes())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: written, or with --check the same as it is; 1: not the same; 2: no records."""
     parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; say whether the texts are as they would be"
+        "--check", action="store_true", help="write nothing; say whether texts and pictures are as they would be"
     )
     options = parser.parse_args(arguments)
     try:
         records = recorded()
         if not records:
             raise NotARecord(f"no record in {RESULTS}: make one with make bench")
-        with tempfile.TemporaryDirectory() as unused:
-            page = write_page(records, Path(unused) if options.check else PLOTS)
+        with tempfile.TemporaryDirectory() as scratch:
+            page = write_page(records, Path(scratch))
+            stale = stale_plots(PLOTS, Path(scratch))
         readme = with_figures(README.read_text(), readme_figures(records))
     except NotARecord as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     texts: dict[Path, Any] = {PAGE: page, README: readme}
     if not options.check:
+        for path in stale:
+            path.unlink(missing_ok=True)
+        write_page(records, PLOTS)
         for path, text in texts.items():
             path.write_text(text)
         return 0
-    stale = [
-        str(path.relative_to(ROOT)) for path, text in texts.items() if not path.is_file() or path.read_text() != text
-    ]
+    stale += [path for path, text in texts.items() if not path.is_file() or path.read_text() != text]
     if stale:
-        print(f"not as the records make it: {', '.join(stale)}: run make page", file=sys.stderr)
+        names = ", ".join(os.path.relpath(path, ROOT) for path in stale)
+        print(f"not as the records make it: {names}: run make page", file=sys.stderr)
     return 1 if stale else 0
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +95,57 @@ def test_a_record_becomes_a_page_and_pictures(smoke: tuple[records.Record, str],
 
 def test_the_page_and_the_readme_are_as_the_records_make_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_check_names_a_plot_that_is_missing_superfluous_or_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "plots"
+    shutil.copytree(page.PLOTS, folder)
+    monkeypatch.setattr(page, "PLOTS", folder)
+    time_plot, rates_plot = folder / "time-cpu.svg", folder / "rates-cpu.svg"
+    intact = time_plot.read_bytes()
+
+    def named() -> set[str]:
+        assert page.main(["--check"]) == (1 if changed else 0)
+        errors = capsys.readouterr().err
+        assert not changed or (errors.startswith("not as the records make it: ") and errors.count("\n") == 1)
+        return {path.name for path in (time_plot, rates_plot, folder / "old.svg") if path.name in errors}
+
+    changed = False
+    assert named() == set()
+    changed = True
+    time_plot.unlink()
+    assert named() == {"time-cpu.svg"}
+    time_plot.write_bytes(rates_plot.read_bytes())  # a whole picture, of other data
+    assert named() == {"time-cpu.svg"}
+    time_plot.write_bytes(intact.replace(b"#c1121f", b"#c1121e", 1))  # the right data, and changed by hand
+    assert named() == {"time-cpu.svg"}
+    time_plot.write_bytes(intact)
+    (folder / "old.svg").write_bytes(intact)
+    rates_plot.write_text("<svg/>")
+    assert named() == {"old.svg", "rates-cpu.svg"}
+
+
+def test_a_plot_of_another_matplotlib_is_told_from_one_of_other_numbers(
+    smoke: tuple[records.Record, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("ours", "theirs", "others"):
+        (tmp_path / folder).mkdir()
+    plots.draw_all(smoke[0], tmp_path / "ours")
+    monkeypatch.setitem(plots.STYLE, "font.size", 10)  # another layout, as another version may make
+    plots.draw_all(smoke[0], tmp_path / "theirs")
+    names = sorted(path.name for path in (tmp_path / "ours").iterdir())
+    assert all((tmp_path / "ours" / name).read_bytes() != (tmp_path / "theirs" / name).read_bytes() for name in names)
+    assert page.stale_plots(tmp_path / "theirs", tmp_path / "ours") == []
+    infos = copy.deepcopy(smoke[0].infos)
+    for info in infos:
+        for measured in (info.get("seconds", {}).get("ours", {}).get("both"), info.get("per_second", {}).get("ours")):
+            if measured is not None:
+                measured[1] *= 1.001
+    plots.draw_all(dataclasses.replace(smoke[0], infos=infos), tmp_path / "others")
+    stale = page.stale_plots(tmp_path / "others", tmp_path / "ours")
+    assert [path.name for path in stale] == ["rates-smoke.svg", "time-smoke.svg"]
 
 
 @pytest.mark.parametrize(
