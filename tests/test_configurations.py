@@ -150,6 +150,19 @@ def test_a_damaged_table_is_one_line_that_names_file_and_entry(
         assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_table_that_is_nested_too_deeply_is_one_line_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.json"
+    monkeypatch.setenv("DOGO_FAST_TILES", str(path))
+    deep = 100_000
+    for text in ("[" * deep, one_entry().replace('"tuned": null', f'"tuned": {deep * "["}{deep * "]"}')):
+        path.write_text(text)
+        with pytest.raises(UserError) as refused:
+            tile_tables.configuration("sm_90", "bfloat16", 128, 64)
+        assert str(refused.value) == f"{path} is not a table of tiles: nested too deeply; remove it to do without"
+
+
 def test_two_entries_for_one_key_are_refused() -> None:
     entries = json.loads(one_entry())["entries"] + json.loads(one_entry(rows_from=8192))["entries"]
     text = json.dumps({"format": "dogo_fast tiles", "version": 1, "entries": entries})

@@ -47,6 +47,8 @@ def read_file(path: Path) -> dict[Key, Entry]:
         return entries
     except TableError as error:
         raise UserError(f"{error}; correct it, or remove it to do without") from None
+    except RecursionError:  # of Python's reader of JSON
+        raise UserError(f"{path} is not a table of tiles: nested too deeply; remove it to do without") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a table of tiles: no text; remove it to do without") from None
     except OSError as error:
