@@ -4,6 +4,7 @@ CPU (chosen before Triton is imported)."""
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,3 +63,15 @@ def triton_device(request: pytest.FixtureRequest, choose: Callable[[str], torch.
 def cpp_device(choose: Callable[[str], torch.device]) -> torch.device:
     """For tests of the C++ kernels."""
     return choose("cpp")
+
+
+@pytest.fixture
+def no_user_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No tiles but the shipped ones, though whoever runs the tests may have tuned."""
+    from dogo_fast.ops import tile_tables
+
+    monkeypatch.setenv("DOGO_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DOGO_FAST_TILES", raising=False)
+    tile_tables.table.cache_clear()
+    yield
+    tile_tables.table.cache_clear()

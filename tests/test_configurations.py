@@ -36,20 +36,11 @@ from dogo_fast import functional, reference
 from dogo_fast.errors import UserError
 from dogo_fast.ops import launch, tile_tables
 
+pytestmark = pytest.mark.usefixtures("no_user_table")
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 architectures = st.sampled_from(["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "sm_999"])
 sides = st.sampled_from(SIDES)
 tiles = st.builds(Tile, sides, sides, st.sampled_from([4, 8]), st.sampled_from([1, 2, 3]))
-
-
-@pytest.fixture(autouse=True)
-def no_user_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever runs the tests may have tuned."""
-    monkeypatch.setenv("DOGO_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("DOGO_FAST_TILES", raising=False)
-    tile_tables.table.cache_clear()
-    yield
-    tile_tables.table.cache_clear()
 
 
 @given(architectures, st.sampled_from(DTYPES), st.integers(1, 5000), st.integers(1, 10**6))

@@ -35,20 +35,11 @@ from dogo_fast.tuning.command import TuneConfig, merge, tune
 from dogo_fast.tuning.compiling import SHARED_LIMITS, static_search
 from dogo_fast.tuning.search import MARGIN, OTHERS, Outcome, Problem, Tools, all_tiles, candidates, choose, distance
 
+pytestmark = pytest.mark.usefixtures("no_user_table")
 PROBLEM = Problem("bfloat16", 128, 256)
 DEFAULT = Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2))
 BEST = Tile(64, 32, 8, 2)
 MACHINE = {"gpu": "none", "driver": "1.2.3", "torch": "2", "triton": "3"}
-
-
-@pytest.fixture(autouse=True)
-def no_user_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever runs the tests may have tuned."""
-    monkeypatch.setenv("DOGO_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("DOGO_FAST_TILES", raising=False)
-    tile_tables.table.cache_clear()
-    yield
-    tile_tables.table.cache_clear()
 
 
 class Bench:
