@@ -413,15 +413,13 @@ def test_a_signal_ends_the_command_and_the_suite_it_started(number: signal.Signa
 
 
 def test_what_the_suite_started_ends_with_it_though_it_does_not_listen(tmp_path: Path) -> None:
-    deaf = (
-        "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(flush=True); time.sleep(600)"
-    )
+    deaf = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(flush=True); time.sleep(60)"
     program = (
         "import pathlib, subprocess, sys, time\n"
         f"each = subprocess.Popen([sys.executable, '-c', {deaf!r}], stdout=subprocess.PIPE)\n"
         "each.stdout.readline()\n"
         f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
-        "time.sleep(600)"
+        "time.sleep(60)"
     )
     outer = (
         f"import os, sys; from dogo_fast.benchmark import *; run_in_group([sys.executable, '-c', {program!r}], {{}})"
