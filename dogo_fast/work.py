@@ -1,8 +1,9 @@
 """How much work the losses need, and how much the Triton kernels do.
 
 *Needed* is what no way of computing a loss exactly can do without, given that nothing of size N × N is kept: every
-cosine is multiplied once a pass (S = Sᵀ: half of each view's own square), its exponentials are taken once a pass, and
-the gradient multiplies every weight with a row. Inputs are read once a pass, gradients are written once. The few
+cosine is multiplied once a pass (S = Sᵀ: half of each view's own square), its exponentials are taken once a pass and
+temperature (where τ/T is a small integer, one could be a power of the other; the kernels take both), and the gradient
+multiplies every weight with a row. Inputs are read once a pass, gradients are written once. The few
 numbers a row that a forward pass saves are left out.
 
 *Done* is what the kernels of dogo_fast.kernels run: whole squares, tiles padded to their size, and in the gradient of

@@ -348,6 +348,25 @@ def test_what_was_measured_before_a_benchmark_failed_is_kept(tmp_path: Path, mon
     assert (tmp_path / "benchmark-gpu-incomplete.json").read_text() == "measured"
 
 
+def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[records.Record, str]) -> None:
+    """A missed aim is as visible as one that was reached."""
+    (aim,) = [row for row in page._aims([smoke[0]]) if "25 µs" in row]
+    assert "unmeasured" in aim
+    (loss,) = [info for info in smoke[0].of("loss", "dogo_loss", "cpu")][:1]
+    info = loss | {"device": "cuda", "N": 4096, "D": 128, "dtype": "bfloat16", "captured": {"ours": False}}
+    info["seconds"] = {"ours": {phase: [1e-3, 2e-3, 3e-3] for phase in ("forward", "backward", "both")}}
+    info |= {"faster_than": {"dense": {"both": [1.0, 7.5, 8.0]}}, "missing": {"compile": "out of memory"}}
+    info |= {"memory_bytes": {"ours": 3 * 2**20}, "roofline": {"rates": {"gemm": 1e15, "exp2": 1e12}}}
+    (step,) = [info for info in smoke[0].of("step")][:1]
+    step = step | {"device": "cuda", "backbone": "resnet18", "gpu_idle_share": 0.04}
+    machine = smoke[0].machine | {"gpu": {"name": "Made-up GPU"}}
+    record = records.Record(smoke[0].path, machine, "short", smoke[0].commit, (info, step))
+    text = "\n".join(page._aims([record]))
+    # exponentials: 2 passes of 2 peers' 3 N² at 10¹² a second, 0.2 ms of 2
+    assert "2,000 µs in eager, 7.5 × dense, compile: out of memory, 10 % of the bound, 3 MiB" in text
+    assert "images/s, GPU idle 4.0 %, views" in text and text.count("not in this record") == 3
+
+
 # What ends it
 
 
