@@ -449,6 +449,29 @@ def test_a_run_is_never_resumed_into_the_folder_of_another(tmp_path: Path):
     assert read_metrics(tmp_path / "third") == read_metrics(tmp_path / "second") and first.exists()
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path):
+    run, newest = tmp_path / "run", finished_run(tmp_path / "run", seed=1)
+    stray = newest.with_name("step_000000999.pt")
+    shutil.copy(finished_run(tmp_path / "other", seed=2), stray)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def resume(**options: object) -> None:
+        settings = {**starting_point(None, None, "auto", run), "device": "cpu", **options}
+        pretrain(PretrainConfig(**settings, resume="auto", out=run))
+
+    with pytest.raises(UserError) as refused:
+        resume()
+    assert str(refused.value) == (
+        f"--seed must be 2, as in the run that is resumed, got 1: {stray} is a checkpoint of another run than the one "
+        f"in {run}; move it elsewhere to go on with that one"
+    )
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    stray.unlink()
+    resume()
+    with pytest.raises(UserError, match=f"--seed must be 1, as in the run that is resumed, got 5: see {newest}$"):
+        resume(seed=5)
+
+
 def test_resume_refuses_a_data_set_of_another_size(tmp_path: Path):
     stopped = trainer_of(out=tmp_path / "run")
     stopped.fit()

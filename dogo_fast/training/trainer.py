@@ -414,7 +414,20 @@ class Trainer:
         for key, value in self.config.model_dump(mode="json").items():
             if key not in FREE_ON_RESUME and value != saved.get(key):
                 option = key.replace("_", "-")
-                raise UserError(f"--{option} must be {saved.get(key)!r}, as {where}, got {value!r}")
+                told = self._whose_checkpoint(key, value)
+                raise UserError(f"--{option} must be {saved.get(key)!r}, as {where}, got {value!r}{told}")
+
+    def _whose_checkpoint(self, key: str, value: Any) -> str:
+        """The file that a setting does not fit; where it lies beside another run's files, what to do."""
+        path = self.resumed_from
+        if path is None:
+            return ""
+        folder = run_of(path)
+        own = None if folder is None else run_settings(folder)
+        if own is None or own.get(key) != value:
+            return f": see {path}"
+        told = f": {path} is a checkpoint of another run than the one in {folder}"
+        return f"{told}; move it elsewhere to go on with that one"
 
     # ----------------------------------------------------------------------------------------------------- helpers
 
