@@ -7,6 +7,7 @@ Whatever the user can put right is one line on stderr and exit code 2; a diverge
 import contextlib
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import re
@@ -120,7 +121,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     except SystemExit as exit_:
         if exit_.code == 0:
             raise
-        raise UserError(_first_sentence(messages.getvalue())) from None
+        said = messages.getvalue()
+        raise UserError(_first_sentence(said) + _did_you_mean(said, rest[:1])) from None
 
 
 def _split_sources(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -226,14 +228,32 @@ def _describe(error: "ValidationError") -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
+def _unframed(box: str) -> list[str]:
+    """What tyro's framed error says below its title, rules as empty lines. Where stdout is not UTF-8 the frame is made
+    of spaces and hyphens."""
+    lines = [re.sub("^(│ |  )", "", line).rstrip("│ ") for line in box.splitlines()[1:]]
+    return [line if line.strip("╰─╯- ") else "" for line in lines]
+
+
 def _first_sentence(box: str) -> str:
     """What tyro's framed error says, without frame and help text, in one line."""
-    lines = [line.strip("╭╮╰╯│─ ") if line[:1] in "╭╰│" else line.strip() for line in box.splitlines()]
-    rule = next((number for number, line in enumerate(lines) if number > 1 and not line), len(lines))
-    sentence = " ".join(lines[1:rule]) or "wrong arguments"
+    below_title = itertools.dropwhile(lambda line: not line, _unframed(box))
+    sentence = " ".join(line.strip() for line in itertools.takewhile(bool, below_title)) or "wrong arguments"
     for pattern, phrase in PHRASES:
         sentence = re.sub(pattern, phrase, sentence)
     return sentence
+
+
+def _did_you_mean(box: str, command: Sequence[str]) -> str:
+    """The options of the command that tyro found to be like mistyped ones: each stands above the help it is from."""
+    similar = set()
+    option = ""
+    for line in _unframed(box):
+        if found := re.match(r" {4}(--[\w-]+)", line):
+            option = found[1]
+        elif command and line.strip() == f"in dogo-fast {command[0]} --help":
+            similar.add(option)
+    return f"; did you mean {' or '.join(sorted(similar))}?" if similar else ""
 
 
 def _fail(message: str, code: int) -> int:

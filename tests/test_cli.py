@@ -1,5 +1,6 @@
 """The command line: one run from end to end, one line for everything the user can put right."""
 
+import io
 import json
 import os
 import signal
@@ -280,6 +281,37 @@ def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.Captu
         assert main(["pretrain", "--config", str(tmp_path / "mine.toml")]) == 2
         error = capsys.readouterr().err
         assert message in error and "valid string" not in error
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--epoch", "3"], "--epoch, 3; did you mean --epochs or --warmup-epochs?"),
+        (["pretrain", "--batchsize=3", "--sed", "1"], "--batchsize=3, --sed, 1; did you mean --batch-size or --seed?"),
+        (["augment", "--epoch", "3"], "--epoch, 3; did you mean --epochs?"),
+        (["augment", "--imags", "3"], "--imags, 3; did you mean --images?"),
+        (["tune", "--qick"], "--qick; did you mean --quick?"),
+        (["pretrain", "--zzz"], "--zzz"),
+    ],
+)
+def test_a_mistyped_option_is_answered_with_those_like_it(
+    arguments: list[str],
+    message: str,
+    encoding: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The frame that tyro draws depends on the encoding."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"dogo-fast: error: Unrecognized options: {message}\n"
+
+
+def test_an_option_of_another_command_is_not_proposed(capsys: pytest.CaptureFixture[str]):
+    assert main(["augment", "--epochs", "3", "--peers", "small"]) == 2
+    error = capsys.readouterr().err
+    assert "--peers" in error and "did you mean" not in error
 
 
 def test_a_run_s_configuration_is_a_start_for_another_run(tmp_path: Path):
