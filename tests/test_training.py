@@ -438,6 +438,12 @@ def finished_run(folder: Path, **options: object) -> Path:
     return max((folder / "checkpoints").iterdir())
 
 
+def test_results_hold_no_scores_that_were_not_measured(tmp_path: Path):
+    finished_run(tmp_path / "run")
+    peer = {"name": "small"}
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"peer_1": peer, "peer_2": peer}
+
+
 def test_a_run_is_never_resumed_into_the_folder_of_another(tmp_path: Path):
     first, second = finished_run(tmp_path / "first", seed=1), finished_run(tmp_path / "second", seed=2)
     config = json.loads((tmp_path / "second" / "config.json").read_text())["config"]

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
@@ -63,8 +64,13 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
             raise RunInterrupted(f"stopped by {trainer.asked_to_stop} after the last step; saved. To evaluate: {how}")
         trained = _evaluate(evaluate_features, trainer, "trained")
         first, second = (PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
-        folder.write_json("results.json", {"peer_1": asdict(first), "peer_2": asdict(second)})
+        folder.write_json("results.json", {"peer_1": _measured(first), "peer_2": _measured(second)})
     return first, second
+
+
+def _measured(result: PeerResult) -> dict[str, Any]:
+    """A peer's name and the scores that it has."""
+    return {key: value for key, value in asdict(result).items() if value is not None}
 
 
 def announce(trainer: Trainer, folder: RunFolder) -> None:
