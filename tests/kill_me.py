@@ -21,8 +21,8 @@ import torch
 from dogo_fast.training import PretrainConfig, pretrain
 
 EPOCHS = 120
-LONGEST = 0.6
-"""Seconds until a kill; an epoch is two steps and some hundredths of a second, starting takes about a tenth."""
+LONGEST = 3.5
+"""Until a kill, in times of what a run takes to its first checkpoint: 0.2 s, more where the machine is busy."""
 
 
 def config(images: Path, folder: Path) -> PretrainConfig:
@@ -63,14 +63,26 @@ def start(images: Path, folder: Path) -> int:
         os._exit(code)
 
 
+def seconds_to_first_checkpoint(images: Path, folder: Path) -> float:
+    begun = time.perf_counter()
+    child = start(images, folder)
+    while not any((folder / "checkpoints").glob("[!.]*")) and not os.waitpid(child, os.WNOHANG)[0]:
+        time.sleep(0.002)
+    taken = time.perf_counter() - begun
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return taken
+
+
 def main() -> None:
     images, runs, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     delays = random.Random(0)
+    longest = LONGEST * seconds_to_first_checkpoint(images, runs / "first") if kills else 0.0
     killed = run = status = 0
     while killed < kills and status == 0:
         child = start(images, runs / str(run))
-        time.sleep(delays.uniform(0.0, LONGEST))
+        time.sleep(delays.uniform(0.0, longest))
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
             run += 1

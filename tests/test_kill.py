@@ -54,6 +54,5 @@ def test_killed_at_fifty_random_moments_a_run_ends_with_the_weights_of_one_that_
             names = [{path.name for path in (folder / part).iterdir()} for folder in (whole, killed)]
             assert names[0] == names[1]
         log += killed.with_suffix(".log").read_text()
-    # most on a quiet machine; 20 of 50 beside three other programs, where starting takes longer
-    assert log.count("resumed from") >= KILLS // 5, "kills must hit runs that have something to lose"
+    assert log.count("resumed from") >= KILLS // 2, "most kills must hit a run that has something to lose"
     assert "warning" not in log, log  # no checkpoint was ever found damaged
