@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -285,6 +286,12 @@ def stale_plots(plots: Path, fresh: Path) -> list[Path]:
     return [plots / name for name in sorted(names) if not _same_picture(plots / name, fresh / name)]
 
 
+def _replace_plots(plots: Path, fresh: Path) -> None:
+    for path in plots.glob("*.svg"):
+        path.unlink()
+    shutil.copytree(fresh, plots, dirs_exist_ok=True)
+
+
 def _same_picture(path: Path, fresh: Path) -> bool:
     """By their data, not their bytes: see bench/plots.py."""
     if not (path.is_file() and fresh.is_file()):
@@ -306,15 +313,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             page = write_page(records, Path(scratch))
             stale = stale_plots(PLOTS, Path(scratch))
+            if not options.check:
+                _replace_plots(PLOTS, Path(scratch))
         readme = with_figures(README.read_text(), readme_figures(records))
     except NotARecord as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     texts: dict[Path, Any] = {PAGE: page, README: readme}
     if not options.check:
-        for path in stale:
-            path.unlink(missing_ok=True)
-        write_page(records, PLOTS)
         for path, text in texts.items():
             path.write_text(text)
         return 0

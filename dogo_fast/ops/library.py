@@ -81,9 +81,8 @@ _LAYOUT = ":" + _sources(
 def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor, reduction: str, backend: str) -> Tensor:
     """``functional.nt_xent`` by the operator; arguments are checked already."""
     _refuse_forward_mode("nt_xent", backend, a, b, temperature)
-    value: Tensor = torch.ops.dogo_fast.nt_xent(a, b, *_split(temperature), reduction, _product(a), backend + _LAYOUT)[
-        0
-    ]
+    settings = (*_split(temperature), reduction, _product(a), backend + _LAYOUT)
+    value: Tensor = torch.ops.dogo_fast.nt_xent(a, b, *settings)[0]
     return value
 
 
