@@ -24,6 +24,8 @@ from .records import RESULTS, NotARecord, Record, load
 from .tables import describe, number, table
 
 DEVIATIONS = 4.0
+COMPARED_WITH = ("torch", "triton", "torchvision", "kornia")
+"""Packages in whose versions ratios may differ."""
 LEAST_DEVIATION = 0.02
 FEWEST_RUNS = 5
 FASTER, SLOWER, SAME, GONE = "faster", "SLOWER", "", "NOT RUN"
@@ -59,7 +61,13 @@ def _ratios(record: Record) -> Iterator[tuple[str, float]]:
 
 def machine_of(record: Record) -> dict[str, Any]:
     """What must be the same for ratios to be compared."""
-    return {"name": record.name, "cores": record.machine["cpu"]["count"], "threads": record.machine["threads"]}
+    versions = record.machine["versions"]
+    return {
+        "name": record.name,
+        "cores": record.machine["cpu"]["count"],
+        "threads": record.machine["threads"],
+        "versions": {name: versions[name] for name in COMPARED_WITH if name in versions},
+    }
 
 
 def measure_noise(records: Sequence[Record]) -> dict[str, Any]:
@@ -119,17 +127,18 @@ def find_noise(record: Record, paths: Sequence[Path]) -> dict[str, Any]:
     Raises:
         NotARecord: there is none.
     """
-    damaged = []
+    others = []
     for path in paths:
         try:
             noise = load_noise(path)
         except NotARecord as error:
-            damaged.append(str(error))
+            others.append(str(error))
             continue
         if noise["machine"] == machine_of(record) and noise["grid"] == record.grid:
             return noise
+        others.append(f"{path} is of {noise['machine']}, grid {noise['grid']}")
     what = f"no ratios are recorded for {machine_of(record)}, grid {record.grid}: record some with make bench-noise"
-    raise NotARecord("; ".join([what, *damaged]))
+    raise NotARecord("; ".join([what, *others]))
 
 
 def load_noise(path: Path) -> dict[str, Any]:

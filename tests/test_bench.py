@@ -268,12 +268,14 @@ def test_the_check_s_exit_codes(
     """0 the same, 1 slower, 2 nothing to compare with; through files, as make bench-check runs it."""
     content = json.loads(smoke[0].path.read_text())
 
-    def write(name: str, factor: float, cpu: str | None = None) -> str:
+    def write(name: str, factor: float, cpu: str | None = None, torch_version: str | None = None) -> str:
         changed = copy.deepcopy(content)
         for case, info in zip(changed["benchmarks"], run_with(smoke, factor).infos, strict=True):
             case["extra_info"] = info
         if cpu is not None:
             changed["machine_info"]["cpu"]["brand_raw"] = cpu
+        if torch_version is not None:
+            changed["machine_info"]["versions"]["torch"] = torch_version
         (tmp_path / name).write_text(json.dumps(changed))
         return str(tmp_path / name)
 
@@ -286,6 +288,9 @@ def test_the_check_s_exit_codes(
     assert check.main(["compare", write("elsewhere.json", 1.0, cpu="another"), noise]) == (
         0 if smoke[0].device == "cuda" else 2
     )
+    capsys.readouterr()
+    assert check.main(["compare", write("newer.json", 1.0, torch_version="99.0"), noise]) == 2
+    assert "'torch': '99.0'" in (said := capsys.readouterr().err) and f"{noise} is of {{'name'" in said
     assert check.main(["noise", *runs[:4], "--out", str(tmp_path / "few.json")]) == 2
     assert "at least 5 runs must be given, got 4" in capsys.readouterr().err
     assert not (tmp_path / "few.json").exists()
