@@ -31,8 +31,8 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The benchmarks run with threads that spin, as they do by default.
-#   make bench ARGS="--only dogo_loss"    make bench GRID=full RECORD=full.json
+# The benchmarks run with threads that spin, as they do by default. What a run that is ended had measured is kept.
+#   make bench ARGS="--only dogo_loss"    make bench ARGS="--minutes 9"    make bench GRID=full RECORD=full.json
 GRID ?= short
 RECORD ?= bench/results/benchmark-$(if $(shell command -v nvidia-smi),gpu,cpu).json
 bench: $(VENV)/.installed-test

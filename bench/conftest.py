@@ -1,17 +1,46 @@
-"""Options and records of the suite: pytest bench --grid short --benchmark-json=FILE, or dogo-fast benchmark."""
+"""Options and records of the suite: pytest bench --grid short --record=FILE, or dogo-fast benchmark.
+
+The record is written anew after each case, so that one that is killed leaves what it had measured.
+"""
 
 import functools
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dogo_fast.atomic import write_atomically
+
 from . import grid as grids
 from . import machine
+
+ORDER = ("dogo_loss", "step", "augment", "pretraining", "nt_xent", "similarity_kl")
+"""The suites, what the project is for first: with --minutes the last ones may not have their turn."""
+BEGAN = pytest.StashKey[float]()
+MACHINE = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--grid", choices=grids.GRIDS, default="short", help="which sizes are measured")
+    parser.addoption("--minutes", type=float, help="begin no further case after so long")
+    parser.addoption("--record", type=Path, help="what was measured, written after each case")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BEGAN] = time.monotonic()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - item.config.stash[BEGAN] > 60 * minutes:
+        pytest.skip(f"{item.name}: --minutes {minutes:g} are over")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -51,6 +80,28 @@ def rates(case: Any) -> dict[str, float]:
 
 
 @pytest.fixture(autouse=True)
+def recorded(request: pytest.FixtureRequest) -> Any:
+    """All that was measured so far is on the disk before the next case begins."""
+    yield
+    config = request.config
+    if config.getoption("--record") is None:
+        return
+    session = config._benchmarksession
+    if MACHINE not in config.stash:
+        config.stash[MACHINE] = session.get_machine_info()  # a second
+    record = config.hook.pytest_benchmark_generate_json(
+        config=config,
+        benchmarks=session.benchmarks,
+        include_data=False,
+        machine_info=config.stash[MACHINE],
+        commit_info={},
+    )
+    config.hook.pytest_benchmark_update_json(config=config, benchmarks=session.benchmarks, output_json=record)
+    if record["benchmarks"]:
+        write_atomically(config.getoption("--record"), (json.dumps(record, indent=1) + "\n").encode())
+
+
+@pytest.fixture(autouse=True)
 def own_memory() -> Any:
     """What a case leaves behind is not the next one's."""
     yield
@@ -60,7 +111,7 @@ def own_memory() -> Any:
 
 
 def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Keep what tells machines apart, not which machine it was."""
+    """Keep what tells machines apart, not which machine it was, and of the cases those that came to their end."""
     found = output_json["machine_info"]
     cpu = found.get("cpu", {})
     output_json["machine_info"] = {
@@ -70,3 +121,4 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
     }
     output_json["grid"] = config.getoption("--grid")
     output_json["commit_info"] = machine.commit()
+    output_json["benchmarks"] = [each for each in output_json["benchmarks"] if "kind" in each["extra_info"]]

@@ -1,5 +1,6 @@
 """The machine a benchmark runs on: what it is, and the rates it reaches in the same run."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from .timing import seconds
 PACKAGES = ("torch", "triton", "numpy", "torchvision", "kornia", "lightly", "pytorch-metric-learning", "liger-kernel")
 
 
+@functools.cache
 def describe() -> dict[str, Any]:
     """Versions, threads and, where there is one, the GPU and its driver."""
     found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
@@ -39,6 +41,7 @@ def describe() -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def commit() -> dict[str, Any]:
     """Of the checkout that this suite lies in; without one, the version of the installed package."""
     root = Path(__file__).resolve().parents[1]

@@ -29,7 +29,8 @@ MARKS = "<!-- figures: made by make page -->", "<!-- end of figures -->"
 HEAD = """# Performance
 
 Made from the records in `bench/results/` by `make page`; nothing here is typed by hand. `make bench` makes such a
-record on your machine, `dogo-fast benchmark` from an installed package.
+record on your machine, `dogo-fast benchmark` from an installed package; with `--minutes 9` it begins no case after nine
+minutes, what the project is for first, and one that is ended keeps what it had measured.
 
 Times are medians, with quartiles in brackets. × says how much longer something else takes: the median, over the
 rounds of one run, of its time over ours in the same round, in which all run one right after the other (on a GPU each

@@ -38,10 +38,10 @@ class StepCase(NamedTuple):
 def cases(grid: str) -> Iterable[StepCase]:
     if grid == "smoke":
         return [StepCase("cpu", "small", 8, 2), StepCase("cuda", "small", 8, 2)]
-    first = [StepCase("cpu", "small", 128, 7), StepCase("cuda", "resnet18", 512, 20)]
+    first = [StepCase("cpu", "small", 128, 7), StepCase("cuda", "resnet18", 512, 7)]
     if grid == "check":
         return first
-    return [*first, StepCase("cpu", "resnet18", 32, 5), StepCase("cuda", "resnet18", 1024, 20)]
+    return [*first, StepCase("cpu", "resnet18", 32, 5), StepCase("cuda", "resnet18", 1024, 7)]
 
 
 def build(name: str, images: torch.Tensor, N: int) -> TrainingStep:

@@ -23,26 +23,37 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 5.0
 
 
-def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Path("benchmark.json")) -> None:
+def benchmark(
+    grid: Grid = "short",
+    only: tuple[Suite, ...] = (),
+    out: Path = Path("benchmark.json"),
+    minutes: float | None = None,
+) -> None:
     """Measure every kernel against what it is compared with, on the CPU and on a GPU if there is one.
 
     Args:
         grid: which sizes: short (about ten minutes), full (an evening), check (the few that make bench-check compares),
             smoke (to see that all runs).
         only: some of the suites; all of them if none is given.
-        out: where the record is written.
+        out: where the record is written. Until all is measured, what there is lies beside it, with "-incomplete" in its
+            name.
+        minutes: begin no further case after so long; the record says by its cases which had their turn.
 
     Raises:
-        UserError: packages that are missing, a place that cannot be written, or a benchmark that failed.
+        UserError: a wrong option, packages that are missing, a place that cannot be written, nothing to measure, or a
+            benchmark that failed.
         StoppedBySignal: SIGTERM, SIGINT or SIGHUP; all that measured has ended, and ``out`` is as it was.
     """
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes must be a finite number above 0, got {minutes}")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'dogo-fast[train,bench]'")
     if not out.parent.is_dir() or (out.exists() and not out.is_file()):
         raise UserError(f"--out must be a file in a folder that exists, got {out}")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise UserError(f"--out must be a file that can be written, got {out}")
+    incomplete = out.with_name(f"{out.stem}-incomplete{out.suffix}")
+    if not os.access(out.parent, os.W_OK) or (incomplete.exists() and not incomplete.is_file()):
+        raise UserError(f"--out must be a file that can be written, with {incomplete.name} beside it, got {out}")
     specification = importlib.util.find_spec("dogo_fast.bench")
     if specification is None or specification.origin is None:
         raise UserError("the benchmarks are not installed with this copy of dogo_fast")
@@ -50,22 +61,29 @@ def benchmark(grid: Grid = "short", only: tuple[Suite, ...] = (), out: Path = Pa
     files = [str(folder / f"test_{name}.py") for name in only] or [str(folder)]
     # options of a pytest that this may run in are not for the suite
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    incomplete.unlink(missing_ok=True)  # of an earlier run
     with tempfile.TemporaryDirectory() as scratch:
-        record = Path(scratch) / "record.json"
-        options = [f"--grid={grid}", f"--benchmark-json={record}", "--benchmark-columns=median,iqr,rounds", "-q", "-rs"]
+        options = [f"--grid={grid}", f"--record={incomplete}", "--benchmark-columns=median,iqr,rounds", "-q", "-rs"]
+        options += [] if minutes is None else [f"--minutes={minutes}"]
         options += [f"--benchmark-storage={scratch}", "-p", "no:cacheprovider", "--rootdir", str(folder.parent)]
-        code = run_in_group([sys.executable, "-m", "pytest", *files, *options], environment)
-        if code == 1 and record.is_file():  # some failed; the others took their time
-            kept = out.with_name(f"{out.stem}-incomplete{out.suffix}")
-            write_atomically(kept, record.read_bytes())
-            raise UserError(f"some benchmarks failed; what the others measured is in {kept}, {out} is as it was")
-        if code != 0 or not record.is_file():
-            raise UserError(f"the benchmarks failed (pytest's exit code {code}); nothing was recorded")
-        write_atomically(out, record.read_bytes())
+        try:
+            code = run_in_group([sys.executable, "-m", "pytest", *files, *options], environment)
+        except StoppedBySignal as stop:
+            raise StoppedBySignal(stop.number, _left(incomplete)) from None
+    if code in (0, 5) and not incomplete.is_file():
+        raise UserError("nothing was measured: every case was skipped, for the reasons above, or the grid has none")
+    if code != 0:
+        raise UserError(f"the benchmarks failed (pytest's exit code {code}); {_left(incomplete)}, {out} is as it was")
+    write_atomically(out, incomplete.read_bytes())
+    incomplete.unlink()
     from dogo_fast.bench import tables
 
     if tables.main([str(out)]) == 0:
         print(f"recorded in {out}")
+
+
+def _left(incomplete: Path) -> str:
+    return f"what was measured is in {incomplete}" if incomplete.is_file() else "nothing was recorded"
 
 
 def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -99,8 +99,9 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
             grid: benchmarks.Grid = "short",
             only: tuple[benchmarks.Suite, ...] = (),
             out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmark.json"),
+            minutes: float | None = None,
         ) -> Callable[[], None]:
-            return lambda: benchmarks.benchmark(grid, only, out)
+            return lambda: benchmarks.benchmark(grid, only, out, minutes)
 
         def tune(config: Annotated[TuneConfig, tyro.conf.arg(name="")]) -> Callable[[], None]:
             """Measure tiles of the loss's kernels on the present GPU and keep the fastest for the losses to load."""

@@ -342,7 +342,7 @@ def test_what_was_measured_before_a_benchmark_failed_is_kept(tmp_path: Path, mon
     out.write_text("{}")
 
     def fail(command: Sequence[str], environment: Mapping[str, str]) -> int:
-        (place,) = (option for option in command if option.startswith("--benchmark-json="))
+        (place,) = (option for option in command if option.startswith("--record="))
         Path(place.partition("=")[2]).write_text("measured")
         return 1
 
@@ -351,6 +351,36 @@ def test_what_was_measured_before_a_benchmark_failed_is_kept(tmp_path: Path, mon
         benchmark.benchmark("smoke", out=out)
     assert out.read_text() == "{}"
     assert (tmp_path / "benchmark-gpu-incomplete.json").read_text() == "measured"
+
+
+def test_what_was_measured_before_a_kill_is_a_record(tmp_path: Path) -> None:
+    """Killed without a warning, after its first case."""
+    out = tmp_path / "benchmark.json"
+    command = [sys.executable, "-m", "dogo_fast", "benchmark", "--grid", "smoke", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        (suite,) = wait_until(lambda: children(process.pid, "pytest"))
+        assert wait_until((tmp_path / "benchmark-incomplete.json").exists)
+        process.kill()
+        os.killpg(suite, signal.SIGKILL)
+    record = records.load(tmp_path / "benchmark-incomplete.json")
+    assert record.infos[0]["loss"] == "dogo_loss" and len(record.infos) < 6
+    assert tables.sections(record) and not out.exists()
+
+
+def test_what_the_minutes_do_not_suffice_for_is_skipped_by_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="nothing was measured: every case was skipped"):
+        benchmark.benchmark("smoke", ("nt_xent",), tmp_path / "benchmark.json", minutes=1e-9)
+    assert "test_nt_xent[cpu-N64-D128-float32]: --minutes 1e-09 are over" in capfd.readouterr().out
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="--minutes must be a finite number above 0, got nan"):
+        benchmark.benchmark("smoke", minutes=math.nan)
+
+
+def test_what_the_project_is_for_is_measured_first(smoke: tuple[records.Record, str]) -> None:
+    kinds = [info.get("loss", info["kind"]) for info in smoke[0].infos]
+    assert kinds == ["dogo_loss", "step", "views", "pretraining", "nt_xent", "similarity_kl"]
 
 
 def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[records.Record, str]) -> None:
