@@ -31,6 +31,8 @@ WIDEST = {"bfloat16": 1024, "float16": 1024, "float32": 256}
 """Columns at which the entry for rows of several chunks is compiled."""
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """The shipped table has no entries for the last two: there the default is compiled."""
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
+"""Of an A100, of an H100 (SXM) or H200, of a B200. Their number decides in how many parts a launch cuts the keys."""
 HEADER = f"{'target':8}{'loss':15}{'dtype':10}{'D':>5}{'N':>7}{'variant':>10}  {'kernel':28}{'tile':>9}{'warps':>6}" + (
     f"{'regs':>6}{'spill':>7}{'shared':>8}{'HGMMA':>7}{'EX2':>6}{'LDL+STL':>9}"
 )
@@ -136,12 +138,16 @@ class Launch(NamedTuple):
         return str(values["BLOCK"]) if "BLUR_SIZE" in values else ""
 
 
-def launches(case: Case, target: str, tiles: "Configuration | Table | None" = None) -> list[Launch]:
+def launches(
+    case: Case, target: str, tiles: "Configuration | Table | None" = None, multiprocessors: int | None = None
+) -> list[Launch]:
     """The launches of one forward and backward pass on a target, recorded on tensors without memory; with the given
-    tiles or those of a table, by default the shipped one."""
+    tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those of
+    MULTIPROCESSORS, or sm_90's."""
     from dogo_fast.kernels.configurations import SHIPPED
     from dogo_fast.ops import launch, library, tile_tables
 
+    multiprocessors = multiprocessors or MULTIPROCESSORS.get(target, MULTIPROCESSORS["sm_90"])
     recorded: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
@@ -163,6 +169,7 @@ def launches(case: Case, target: str, tiles: "Configuration | Table | None" = No
     with (
         mock.patch.object(launch, "run", record),
         mock.patch.object(launch, "architecture", lambda device: target),
+        mock.patch.object(launch, "multiprocessors", lambda device: multiprocessors),
         tile_tables.forced(tiles or SHIPPED),
     ):
         if case.loss == "nt_xent":
@@ -179,6 +186,18 @@ def launches(case: Case, target: str, tiles: "Configuration | Table | None" = No
             upstream = (gradient, *[None] * 6)
             library._dogo_loss_backward(*upstream, *saved, *views, *settings)
     return recorded
+
+
+def buffer_bytes(recorded: list[Launch]) -> int:
+    """Bytes of every tensor that the launches of a loss are given, but for its inputs: gradients, what the forward
+    keeps, and what lives for a launch or two."""
+    found: dict[tuple[Any, ...], int] = {}
+    for launch in recorded:
+        inputs = ("p_a_1", "p_b_1", "p_a_2", "p_b_2") if launch.kernel.__name__ == "normalize_kernel" else ()
+        for name, value in launch.values.items():
+            if isinstance(value, torch.Tensor) and name not in inputs:
+                found[value.untyped_storage()._cdata, value.storage_offset(), value.shape] = value.nbytes
+    return sum(found.values())
 
 
 def _augment(case: Case, dtype: torch.dtype) -> None:

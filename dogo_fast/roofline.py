@@ -36,7 +36,7 @@ import torch
 
 from dogo_fast import compile_report
 from dogo_fast.atomic import write_atomically
-from dogo_fast.compile_report import Case, Launch
+from dogo_fast.compile_report import MULTIPROCESSORS, Case, Launch
 from dogo_fast.machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops, read
 from dogo_fast.work import Shape, TileLoop, Work, needed, tile_loops
 
@@ -144,8 +144,9 @@ class LoopPrediction:
 @dataclass
 class Prediction:
     """One kernel of one case. Clocks are of one multiprocessor for each of N² pairs of rows (a pixel of a view for the
-    augmentation), None where the kernel has no tiles; ``share_*``: the bound as a part of them. ``bytes_moved``: of
-    inputs read once and outputs written once, where that is what counts."""
+    augmentation), None where the kernel has no tiles; ``share_*``: the bound as a part of them. ``busiest``: the part
+    of the launch's programs that one multiprocessor has, if they are dealt out evenly. ``bytes_moved``: of inputs read
+    once and outputs written once, where that is what counts."""
 
     target: str
     case: Case
@@ -157,6 +158,7 @@ class Prediction:
     shared: int
     programs: int
     programs_held: int
+    busiest: float
     instructions: int
     loops: list[LoopPrediction] = field(default_factory=list)
     limiter: str = "memory"
@@ -316,10 +318,12 @@ def predict(launch: Launch, target: str, case: Case) -> Prediction:
     compiled = compile_report.build(launch, target)
     code = read(compiled.asm["cubin"])
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    programs = int(torch.Size(launch.grid).numel())
     out = Prediction(
         target, case, launch.kernel.__name__, launch.tile, warps, code.registers, code.stack, shared,
-        programs=int(torch.Size(launch.grid).numel()),
+        programs=programs,
         programs_held=programs_held(code.registers, shared, warps, architecture),
+        busiest=-(-programs // MULTIPROCESSORS[target]) / programs,
         instructions=len(code.instructions),
     )  # fmt: skip
     if "BLOCK_M" in launch.values:
@@ -407,7 +411,8 @@ def cases(full: bool) -> Iterator[Case]:
     """The whole loss in the entries of the configuration table, its parts at D = 128, and the views."""
     for D in (64, 128, 256, 1024):
         yield Case("dogo_loss", "bfloat16", D, 4096, "static")
-    yield Case("dogo_loss", "bfloat16", 128, 256, "static")
+    for N in (256, 32768, 262144):
+        yield Case("dogo_loss", "bfloat16", 128, N, "static")
     for dtype in ("float16", "float32"):
         yield Case("dogo_loss", dtype, 128, 4096, "static")
     yield Case("nt_xent", "bfloat16", 128, 4096, "static")
@@ -422,9 +427,20 @@ def cases(full: bool) -> Iterator[Case]:
             yield Case(loss, "bfloat16", 128, 4096, "online")
 
 
-def predict_case(case: Case, target: str) -> list[Prediction]:
-    """All kernels of a case for one target."""
-    return [predict(launch, target, case) for launch in compile_report.launches(case, target)]
+def predict_case(case: Case, target: str) -> tuple[list[Prediction], int]:
+    """All kernels of a case for one target, and the bytes of their buffers; see ``compile_report.buffer_bytes``."""
+    launches = compile_report.launches(case, target)
+    return [predict(launch, target, case) for launch in launches], compile_report.buffer_bytes(launches)
+
+
+def seconds(prediction: Mapping[str, Any], clock: float) -> tuple[float, float] | None:
+    """What a recorded prediction says of a kernel of tiles at ``clock`` Hz: all pipes busy at once, and in turns; of
+    the busiest multiprocessor. None where the kernel has no tiles."""
+    clocks = prediction["clocks_overlapped"], prediction["clocks_in_turns"]
+    if None in clocks:
+        return None
+    scale = prediction["case"]["N"] ** 2 * prediction["busiest"] / clock
+    return scale * clocks[0], scale * clocks[1]
 
 
 LEGEND = """\
@@ -436,14 +452,14 @@ bound       clocks the needed work takes on its own limiter (S symmetric, each c
 overlapped  clocks if all pipes of the multiprocessor were busy at the same time; limiter: the busiest pipe
 in turns    clocks if products took turns with everything else
 %           bound / clocks: the most of the bound that can be reached
-held        programs a multiprocessor holds; programs: in the launch (statistics: times the column splits)
+held        programs a multiprocessor holds; programs: in the launch
 Clocks are for 1000 pairs of the N × N (views: for 1000 pixels, with everything a view can have). Under a kernel, for
 each kind of tile: FLOP, exponentials, float32, integer, packing, uniform and all instructions an element; bytes through
 shared memory and from global memory an element; clocks for 1000 elements by pipe (shared: the least, as if the lanes of
 a load shared their addresses); spill: loads and stores of local memory an iteration.
 """
 HEADER = (
-    f"{'target':7}{'loss':14}{'dtype':9}{'D':>5}{'N':>6}{'variant':>8}  {'kernel':18}{'tile':>7}{'warps':>6}{'regs':>5}"
+    f"{'target':7}{'loss':14}{'dtype':9}{'D':>5}{'N':>7}{'variant':>8}  {'kernel':18}{'tile':>7}{'warps':>6}{'regs':>5}"
     f"{'stack':>6}{'held':>5}{'programs':>9}{'bound':>9}{'overlapped':>11}{'in turns':>9}{'%':>6}{'%':>6}  limiter"
 )
 
@@ -462,7 +478,7 @@ def lines(prediction: Prediction) -> list[str]:
     if p.unmatched:
         limiter += "; not matched: " + ", ".join(p.unmatched)
     out = [
-        f"{p.target:7}{loss:14}{dtype:9}{D:>5}{N:>6}{variant:>8}  {p.kernel.removesuffix('_kernel'):18}{p.tile:>7}"
+        f"{p.target:7}{loss:14}{dtype:9}{D:>5}{N:>7}{variant:>8}  {p.kernel.removesuffix('_kernel'):18}{p.tile:>7}"
         f"{p.warps:>6}{p.registers:>5}{p.stack:>6}{p.programs_held:>5}{p.programs:>9}{_number(p.clocks_needed, 9)}"
         f"{_number(p.clocks_overlapped, 11)}{_number(p.clocks_in_turns, 9)}{_number(p.share_overlapped, 6, 100, 0)}"
         f"{_number(p.share_in_turns, 6, 100, 0)}  {limiter}"
@@ -546,20 +562,25 @@ def main() -> None:
     text = [LEGEND, ", ".join(f"{name} {value}" for name, value in made_by.items()), "", HEADER]
     print("\n".join(text), flush=True)
     predictions: list[Prediction] = []
+    buffers: list[dict[str, Any]] = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        jobs = [
-            pool.submit(predict_case, case, target) for target in arguments.targets for case in cases(arguments.full)
-        ]
-        for job in jobs:
-            done = job.result()
+        wanted = [(case, target) for target in arguments.targets for case in cases(arguments.full)]
+        jobs = [pool.submit(predict_case, *each) for each in wanted]
+        for (case, target), job in zip(wanted, jobs, strict=True):
+            done, size = job.result()
             predictions += done
+            buffers += [] if case.loss == "augment" else [{"target": target, "case": case._asdict(), "bytes": size}]
             new = [line for prediction in done for line in lines(prediction)]
             new += [line for line in [whole_loss(done)] if line is not None]
             text += new
             print("\n".join(new), flush=True)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"versions": made_by, "predictions": [as_json(each) for each in predictions]}
+        content = {
+            "versions": made_by,
+            "predictions": [as_json(each) for each in predictions],
+            "buffers": buffers,
+        }
         for suffix, body in ((".json", json.dumps(content, indent=1)), (".txt", "\n".join(text))):
             write_atomically(arguments.out.with_name(arguments.out.name + suffix), (body + "\n").encode())
 

@@ -16,7 +16,7 @@ from numerics import projections
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
+from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, compile_report, functional
 from dogo_fast.ops import launch, library, tiled
 
 ops = torch.ops.dogo_fast
@@ -316,6 +316,9 @@ def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
         outputs = library._dogo_loss_forward(*inputs, *settings)
         library._dogo_loss_backward(outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
     assert allocations.bytes < 8 * given
+    case = compile_report.Case("dogo_loss", str(dtype).removeprefix("torch."), 128, 8192, "static")
+    listened = compile_report.buffer_bytes(compile_report.launches(case, "sm_90", multiprocessors=4))
+    assert listened == pytest.approx(allocations.bytes, abs=256)  # values and upstream gradients: some numbers
     assert allocations.largest < 8192 * 8192
 
 

@@ -25,7 +25,7 @@ import json, sys
 from dogo_fast.compile_report import Case
 from dogo_fast.roofline import as_json, predict_case
 cases = [Case(loss, "bfloat16", 128, 4096, "static") for loss in ("dogo_loss", "nt_xent")]
-print(json.dumps([as_json(each) for case in cases for each in predict_case(case, "sm_90")]))
+print(json.dumps([as_json(each) for case in cases for each in predict_case(case, "sm_90")[0]]))
 """
 
 
@@ -208,6 +208,18 @@ def test_products_that_do_not_say_their_shape() -> None:
     assert found.clocks["tensor"] == 64 * 16 * 128 / 4096
 
 
+def test_seconds_are_those_of_the_busiest_multiprocessor(compiled: dict[Any, Any]) -> None:
+    """Of 132; N = 4096 in tiles of 128 rows: 64 row blocks, in 4 parts of the keys or for each of 2 peers."""
+    statistics, gradient = (compiled["dogo_loss", f"{name}_kernel"] for name in ("statistics", "gradient"))
+    assert (statistics["programs"], statistics["busiest"]) == (256, 2 / 256)
+    assert (gradient["programs"], gradient["busiest"]) == (128, 1 / 128)
+    found = roofline.seconds(gradient, 2e9)
+    assert found == pytest.approx(
+        [4096**2 * gradient[f"clocks_{name}"] / 128 / 2e9 for name in ("overlapped", "in_turns")]
+    )
+    assert roofline.seconds(compiled["dogo_loss", "finalize_kernel"], 2e9) is None
+
+
 # The report
 
 
@@ -231,8 +243,8 @@ def test_lines_of_the_report() -> None:
                        "global_bytes"), 1.0), 3,
     )  # fmt: skip
     kernel = Prediction(
-        "sm_90", case, "gradient_kernel", "128x64", 8, 255, 0, 1024, 128, 1, 7000, [loop], "tensor", 0.75, "tensor",
-        1.5, 3.0,
+        "sm_90", case, "gradient_kernel", "128x64", 8, 255, 0, 1024, 128, 1, 1 / 128, 7000, [loop], "tensor", 0.75,
+        "tensor", 1.5, 3.0,
     )  # fmt: skip
     head, under = roofline.lines(kernel)
     assert head.split()[-11:] == ["1", "128", "750.0", "1500.0", "3000.0", "50", "25", "tensor", "(the", "bound:",
@@ -254,6 +266,9 @@ def test_the_recorded_report_is_whole() -> None:
     assert f"commit {recorded['versions']['commit']}" in text and "+" not in recorded["versions"]["commit"]
     cases = {tuple(each["case"].values()) for each in recorded["predictions"]}
     assert cases == {tuple(case) for case in roofline.cases(full=False)}
+    losses = [each["case"] for each in recorded["buffers"]]
+    assert losses == [each["case"] for each in recorded["predictions"] if each["kernel"] == "finalize_kernel"]
+    assert all(each["bytes"] > 0 for each in recorded["buffers"])
     for each in recorded["predictions"]:
         assert each["unmatched"] == [], each["case"]
         if each["kernel"] in ("statistics_kernel", "gradient_kernel"):

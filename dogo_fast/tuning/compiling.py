@@ -1,18 +1,15 @@
 """Compiling one kernel with one tile, for any NVIDIA target and without a GPU; and the search that needs no more."""
 
 import concurrent.futures.process
-import contextlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
-from unittest import mock
 
 from dogo_fast import compile_report
 from dogo_fast.compile_report import Case
 from dogo_fast.kernels.configurations import Configuration, Tile
-from dogo_fast.ops import launch
 from dogo_fast.tuning.search import OTHERS, TIMED, Outcome, Problem, all_tiles
 
 SHARED_LIMITS = {
@@ -36,10 +33,7 @@ def compile_tile(case: Case, target: str, kernel: str, tile: Tile, multiprocesso
     ``multiprocessors``: of the GPU that will run it, whose launch then finds the very same code in Triton's cache.
     """
     try:
-        with contextlib.ExitStack() as stack:
-            if multiprocessors is not None:
-                stack.enter_context(mock.patch.object(launch, "multiprocessors", lambda device: multiprocessors))
-            launches = compile_report.launches(case, target, Configuration(tile, tile))
+        launches = compile_report.launches(case, target, Configuration(tile, tile), multiprocessors)
         (wanted,) = (each for each in launches if each.kernel.__name__ == f"{kernel}_kernel")
         report = compile_report.compile_launch(wanted, target, case, compile_report.read_resources)
     except Exception as error:  # Triton's, LLVM's or ptxas's: a tile that no compiler takes is no candidate
