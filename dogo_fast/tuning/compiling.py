@@ -116,7 +116,7 @@ def static_search(
     memory among them; None where there is none.
 
     Args:
-        problem: dtype and columns; the number of rows changes nothing that is compiled.
+        problem: dtype and columns; the number of rows decides only in how many parts the keys are cut.
         kernel: "statistics" or "gradient".
         targets: as "sm_90".
         report: called with every line there is to print.
