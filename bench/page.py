@@ -14,6 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dogo_fast.compile_report import MULTIPROCESSORS, Case
+from dogo_fast.roofline import seconds
+
 from . import check, tables
 from .grid import MIDDLE
 from .plots import data_digest, draw_all
@@ -67,12 +70,23 @@ graph can hold is starred and runs in eager; the backward is what both take more
 The time of each kernel is unmeasured too; below is what their machine code predicts.
 """
 
+UNMEASURED = """**No time has been measured on a GPU yet**: the kernels were checked value by value in Triton's
+interpreter and compiled for sm_80, sm_90, sm_100, sm_120 and gfx942, where the compiler's report chose the tiles. What
+their machine code [says of an H200](docs/performance.md#aims), counted and not run, of the whole loss at N = 4096 in
+bfloat16: {foreseen}."""
+
 AIMS = """
 ## Aims
 
-On one H200, bfloat16, the whole loss at D = 128, forward and backward; medians.
+On one H200, bfloat16, the whole loss at D = 128, forward and backward; medians. *Counted* is what the machine code of
+the two large kernels says, not a measurement: on {multiprocessors} multiprocessors, if they kept to {clock:g} GHz, from
+all pipes busy at once to products in turns with everything else. Launches, latencies and the device's memory come on
+top. The MiB are those of all buffers, gradients included.
 
 """
+CLOCK = 1.8e9
+"""Hz that a prediction is given in seconds for; an H200's boost clock is 1.98 GHz, under load it is less."""
+AIMED_AT = "sm_90"
 
 AIMED = {
     256: "at most 25 µs a replay",
@@ -81,6 +95,9 @@ AIMED = {
     262144: "runs in under 2 GiB",
 }
 """By N."""
+
+NAMED = {"shared": "shared memory", "special": "exponentials", "tensor": "products"}
+"""Pipes of a multiprocessor."""
 
 ALTERNATIVES = {
     "time": "Time of forward and backward against N, both axes logarithmic",
@@ -96,7 +113,8 @@ def write_page(records: Sequence[Record], plots: Path) -> str:
     parts = [HEAD]
     if not any(record.device == "cuda" for record in records):
         parts.append(NO_GPU)
-    parts += [AIMS, "\n".join(_aims(records)), "\n"]
+    aims = AIMS.format(multiprocessors=MULTIPROCESSORS[AIMED_AT], clock=CLOCK / 1e9)
+    parts += [aims, "\n".join(_aims(records)), "\n"]
     for record in records:
         parts.append(
             f"\n## {record.name}\n\n" + "  \n".join([*record.head(), f"[record]({_link(record.path)})"]) + "\n"
@@ -112,20 +130,44 @@ def write_page(records: Sequence[Record], plots: Path) -> str:
 
 
 def _aims(records: Sequence[Record]) -> list[str]:
-    """What is to be reached on a GPU beside what each record of one has."""
-    rows = [[f"N = {N}", aim] for N, aim in AIMED.items()]
-    rows.append(["step, two resnet18", "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step"])
-    head = ["", "aim"]
+    """What is to be reached on a GPU beside what its machine code says and what each record of one has."""
+    rows = [[f"N = {N}", aim, _foreseen(N)] for N, aim in AIMED.items()]
+    rows.append(["step, two resnet18", "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step", "–"])
+    head = ["", "aim", "counted"]
     for record in (record for record in records if record.device == "cuda"):
         head.append(record.name)
         found = [[_reached(info) for info in record.of("loss", "dogo_loss", "cuda") if _is_aim(info, N)] for N in AIMED]
         found.append([_stepped(info) for info in record.of("step", device="cuda") if info["backbone"] == "resnet18"])
         for row, each in zip(rows, found, strict=True):
             row.append("; ".join(each) or "not in this record")
-    if len(head) == 2:
+    if len(head) == 3:
         head.append("measured")
         rows = [[*row, "unmeasured"] for row in rows]
     return table(head, rows)
+
+
+def _foreseen(N: int) -> str:
+    """Times, percents of the bound and limiter of the whole loss in bfloat16 by its machine code, and its buffers."""
+    path = RESULTS / f"roofline-{AIMED_AT}.json"
+    if not path.is_file():
+        return "–"
+    report = json.loads(path.read_text())
+    case = Case("dogo_loss", "bfloat16", MIDDLE, N, "static")._asdict()
+    tiled = [each for each in report["predictions"] if each["case"] == case and each["clocks_in_turns"] is not None]
+    buffers = [each["bytes"] for each in report["buffers"] if each["case"] == case]
+    if not (tiled and buffers):
+        return "–"
+    times = [sum(values) for values in zip(*(seconds(each, CLOCK) or () for each in tiled), strict=True)]
+    least = sum(each["clocks_needed"] for each in tiled) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
+    limiters = dict.fromkeys(each["limiter"] for each in tiled)
+    return ", ".join(
+        [
+            " to ".join(number(1e6 * time) for time in times) + " µs",
+            " to ".join(f"{100 * least / time:.0f}" for time in times) + " % of the bound",
+            "limited by " + " and ".join(NAMED.get(limiter, limiter) for limiter in limiters),
+            f"{number(buffers[0] / 2**20)} MiB",
+        ]
+    )
 
 
 def _stepped(info: dict[str, Any]) -> str:
@@ -262,6 +304,8 @@ def readme_figures(records: Sequence[Record]) -> str:
         "",
         *table([f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"], rows),
     ]
+    if record.device != "cuda":
+        lines += ["", UNMEASURED.format(foreseen=_foreseen(4096))]
     return "\n".join(lines)
 
 

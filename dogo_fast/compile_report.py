@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 
 from dogo_fast import machine_code
+from dogo_fast.atomic import write_atomically
 
 if TYPE_CHECKING:
     from dogo_fast.kernels.configurations import Configuration, Table
@@ -312,7 +313,7 @@ def main() -> None:
     print(lines[-1])
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text("\n".join(lines) + "\n")
+        write_atomically(arguments.out, ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -387,6 +387,14 @@ def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[records.Record, str]
     """A missed aim is as visible as one that was reached."""
     (aim,) = [row for row in page._aims([smoke[0]]) if "25 µs" in row]
     assert "unmeasured" in aim
+    report = json.loads((records.RESULTS / "roofline-sm_90.json").read_text())
+    case = {"loss": "dogo_loss", "dtype": "bfloat16", "D": 128, "N": 256, "variant": "static"}
+    tiled = [each for each in report["predictions"] if each["case"] == case and each["loops"]]
+    # 256² pairs at 1.8 GHz, of which the busiest multiprocessor has the keys' fourth of one of 8 row blocks, or a block
+    # of one of 2 peers
+    assert [each["busiest"] for each in tiled] == [1 / 32, 1 / 16]
+    least = sum(256**2 / 1.8e3 * each["clocks_overlapped"] * each["busiest"] for each in tiled)
+    assert f"{least:.3g} to" in aim and "limited by shared memory" in aim
     (loss,) = [info for info in smoke[0].of("loss", "dogo_loss", "cpu")][:1]
     info = loss | {"device": "cuda", "N": 4096, "D": 128, "dtype": "bfloat16", "captured": {"ours": False}}
     info["seconds"] = {"ours": {phase: [1e-3, 2e-3, 3e-3] for phase in ("forward", "backward", "both")}}
