@@ -121,7 +121,7 @@ def read_table(text: str, source: str) -> dict[Key, Entry]:
         raise TableError(f"{source} is not a table of tiles: no JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("entries"), list):
         raise TableError(f'{source} is not a table of tiles: it must have "format": "{FORMAT}" and a list "entries"')
-    if content.get("version") != VERSION:
+    if type(content.get("version")) is not int or content["version"] != VERSION:  # true and 1.0 are equal to 1
         raise TableError(f"{source} must be of version {VERSION}, got {content.get('version')!r}: tune again")
     table: dict[Key, Entry] = {}
     for number, record in enumerate(content["entries"]):

@@ -106,6 +106,8 @@ def test_an_entry_covers_its_range_of_rows() -> None:
         ("[]", ['"format": "dogo_fast tiles"']),
         ('{"format": "dogo_fast tiles", "version": 1}', ['a list "entries"']),
         ('{"format": "dogo_fast tiles", "version": 2, "entries": []}', ["version 1, got 2"]),
+        ('{"format": "dogo_fast tiles", "version": true, "entries": []}', ["version 1, got True"]),
+        ('{"format": "dogo_fast tiles", "version": 1.0, "entries": []}', ["version 1, got 1.0"]),
         ('{"format": "dogo_fast tiles", "version": 1, "entries": [3]}', ["entry 0", "an object, got 3"]),
         (one_entry(architecture="hopper"), ["entry 0", "architecture must be like sm_90", "'hopper'"]),
         (one_entry(dtype="int8"), ["entry 0", "dtype must be one of", "'int8'"]),
