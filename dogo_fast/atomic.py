@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from dogo_fast.errors import UserError
@@ -10,27 +11,32 @@ from dogo_fast.errors import UserError
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file as a whole, on the disk when this returns. A link stays, and what it points to is replaced.
 
+    Several writers at once write files of their own until then; the last one's stays.
+
     Raises:
         UserError: it cannot be written, or is no file, as a device is not; what was there before is untouched.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
         raise UserError(f"{path} cannot be written: it is not a file")
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # an interruption, too: no later writer has this name and would replace it
+            with contextlib.suppress(OSError):  # a file system that can only be read
+                temporary.unlink()
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name, too
         finally:
             os.close(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a file system that can only be read
-            temporary.unlink()
         raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
 
 
