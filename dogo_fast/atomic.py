@@ -1,9 +1,12 @@
 """Files that are written as a whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dogo_fast.errors import UserError
 
@@ -38,6 +41,40 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
+
+
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Keep others who ask for the same file waiting meanwhile: to read it, and to replace it by what follows from that.
+
+    The lock is another file beside it, of which nothing is left. It ends with its process; where the file system knows
+    no locks there is none.
+
+    Raises:
+        UserError: no file can be made there.
+    """
+    path = path.resolve()
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(lock))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
+        stack.callback(lock.unlink, missing_ok=True)  # before it is unlocked: who waits must find that it is gone
+        yield
+
+
+def _locked(lock: Path) -> BinaryIO:
+    """The file of this name, made if there is none, locked."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(lock, "ab"))
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # whoever had it has removed it since it was opened here
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    stack.pop_all()
+                    return file
 
 
 def remove_unfinished(folder: Path) -> None:

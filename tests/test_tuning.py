@@ -5,7 +5,9 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,45 @@ def test_a_table_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatc
     assert out.read_text() == "{"
     with pytest.raises(UserError, match="--out must be a file that can be written"):
         merge(out / "below.json", {})
+
+
+def test_two_that_tune_into_one_table_keep_the_entries_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, entry = tmp_path / "mine.json", SHIPPED[Key(ANY, "float32", WIDE, 0)]
+    read = tile_tables.read_file
+
+    def read_slowly(path: Path) -> dict[Key, Entry]:
+        table = read(path)
+        time.sleep(0.01)  # long enough for the other to write in between
+        return table
+
+    monkeypatch.setattr(tile_tables, "read_file", read_slowly)
+    keys = [Key(f"sm_{number}", "float32", WIDE, 0) for number in range(24)]
+    with ThreadPoolExecutor(4) as pool:  # each opens the lock anew, as a process does
+        list(pool.map(lambda key: merge(out, {key: entry}), keys))
+    assert set(read(out)) == set(keys)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_table_s_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """A killed one leaves the file of the lock, which the next takes and removes."""
+    out, entry = tmp_path / "mine.json", SHIPPED[Key(ANY, "float32", WIDE, 0)]
+    hold = (
+        "import pathlib, sys, time; from dogo_fast.atomic import alone_with\n"
+        "with alone_with(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(100)"
+    )
+    with (
+        subprocess.Popen([sys.executable, "-c", hold, str(out)], stdout=subprocess.PIPE) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert process.stdout is not None and process.stdout.readline()
+        merged = pool.submit(merge, out, {Key("sm_80", "float32", WIDE, 0): entry})
+        try:
+            with pytest.raises(TimeoutError):
+                merged.result(timeout=0.2)
+        finally:
+            process.kill()
+        merged.result(timeout=60)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize(

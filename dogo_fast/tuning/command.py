@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from dogo_fast.atomic import write_atomically
+from dogo_fast.atomic import alone_with, write_atomically
 from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table
@@ -164,12 +164,15 @@ def _line(key: Key, problem: Problem, choices: Sequence[Choice]) -> str:
 def merge(path: Path, entries: Table) -> None:
     """Put entries into a table's file, in place of those it has for the same keys; the file is replaced as a whole.
 
+    What other processes merge at the same time is kept.
+
     Raises:
         UserError: it is damaged, or cannot be written.
     """
-    together = {**(tile_tables.read_file(path) if path.exists() else {}), **entries}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out must be a file that can be written, got {path} ({error.strerror})") from None
-    write_atomically(path, configurations.table_text(together).encode())
+    with alone_with(path):
+        together = {**(tile_tables.read_file(path) if path.exists() else {}), **entries}
+        write_atomically(path, configurations.table_text(together).encode())
