@@ -1,5 +1,6 @@
 """The search for tiles: with a compiler and a clock that are made up, and on a GPU with the real ones."""
 
+import concurrent.futures
 import json
 import os
 import random
@@ -7,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,22 @@ from dogo_fast import functional
 from dogo_fast.cli import main
 from dogo_fast.errors import UserError
 from dogo_fast.ops import tile_tables
-from dogo_fast.tuning import compiling
+from dogo_fast.tuning import compiling, timing
 from dogo_fast.tuning.command import TuneConfig, merge, tune
 from dogo_fast.tuning.compiling import SHARED_LIMITS, static_search
-from dogo_fast.tuning.search import MARGIN, OTHERS, Outcome, Problem, Tools, all_tiles, candidates, choose, distance
+from dogo_fast.tuning.search import (
+    MARGIN,
+    OTHERS,
+    DefaultFailed,
+    Outcome,
+    Problem,
+    Run,
+    Tools,
+    all_tiles,
+    candidates,
+    choose,
+    distance,
+)
 
 pytestmark = pytest.mark.usefixtures("no_user_table")
 PROBLEM = Problem("bfloat16", 128, 256)
@@ -45,7 +59,7 @@ MACHINE = {"gpu": "none", "driver": "1.2.3", "torch": "2", "triton": "3"}
 
 
 class Bench:
-    """A compiler and a clock: ``speeds`` of tiles relative to all others, with noise of 1 %."""
+    """A compiler and a clock: ``speeds`` of tiles relative to all others, with noise of 1 %; 0 for one that fails."""
 
     def __init__(self, speeds: dict[Tile, float], outcomes: Callable[[Tile, tuple[str, str]], Outcome] | None = None):
         self.speeds = speeds
@@ -57,11 +71,13 @@ class Bench:
     def compile(self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
         return [self.outcomes(tile, what) for tile in tiles]
 
-    def time(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[list[float]]:
+    def time(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
         self.timed.update(tried)
         speeds = [self.speeds.get(getattr(each, kernel), 1.0) for each in tried]
         return [
-            [1e-5 * speed * self.random.uniform(0.995, 1.005) for _ in range(rounds if speed else 0)]
+            Run([1e-5 * speed * self.random.uniform(0.995, 1.005) for _ in range(rounds)])
+            if speed
+            else Run(failure="cannot be run: such")
             for speed in speeds
         ]
 
@@ -120,12 +136,114 @@ def test_a_tile_that_does_not_compile_well_for_every_loss_is_left_out(
     assert any(str(BEST) in line and words in line for line in bench.lines), bench.lines
 
 
-def test_tiles_that_cannot_be_launched_are_left_out_and_said() -> None:
+def test_tiles_that_cannot_be_run_are_left_out_and_said() -> None:
     bench = Bench({BEST: 0.0, Tile(32, 32, 4, 2): 0.9})
     assert choose(PROBLEM, "gradient", DEFAULT, bench.tools(), False).tile == Tile(32, 32, 4, 2)
-    assert any(str(BEST) in line and "cannot be launched" in line for line in bench.lines)
-    with pytest.raises(RuntimeError, match="present tiles of the gradient kernel cannot be launched"):
-        choose(PROBLEM, "gradient", DEFAULT, Bench({DEFAULT.gradient: 0.0}).tools(), False)
+    assert f"  gradient {BEST}: left out, cannot be run: such" in bench.lines
+    default = DEFAULT.gradient
+    with pytest.raises(DefaultFailed, match=f"shipped tiles of the gradient kernel, {default}, cannot be run: such"):
+        choose(PROBLEM, "gradient", DEFAULT, Bench({default: 0.0}).tools(), False)
+
+
+def test_a_tile_that_fails_only_among_the_last_is_left_out_and_said() -> None:
+    bench = Bench({BEST: 0.5, Tile(32, 32, 4, 2): 0.9})
+
+    def time(problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+        if len(tried) <= 5:
+            bench.speeds[BEST] = 0.0
+        return bench.time(problem, kernel, tried, rounds)
+
+    choice = choose(PROBLEM, "gradient", DEFAULT, bench.tools()._replace(time=time), False)
+    assert choice.tile == Tile(32, 32, 4, 2)
+    assert [line for line in bench.lines if str(BEST) in line] == [f"  gradient {BEST}: left out, cannot be run: such"]
+
+
+def test_an_entry_whose_default_fails_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench({})
+
+    def time(problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+        if problem.rows == 1024 and kernel == "gradient":
+            return [Run(failure="cannot be run: OutOfMemoryError CUDA out of memory")] * len(tried)
+        return bench.time(problem, kernel, tried, rounds)
+
+    config, out = TuneConfig(dtypes=("bfloat16",), rows=(256, 1024, 4096)), tmp_path / "tiles.json"
+    tune(config, out, "sm_90", MACHINE, bench.tools()._replace(time=time))
+    assert {key.rows for key in read_table(out.read_text(), "")} == {0, 2048}
+    (line,) = [line for line in bench.lines if "not tuned" in line]
+    assert "N >= 512 (measured at 1024 x 128): not tuned, the shipped tiles of the gradient kernel" in line
+    assert line.endswith("cannot be run: OutOfMemoryError CUDA out of memory") and "\n" not in line
+    assert capsys.readouterr().out == f"2 entries in {out}\n"
+
+
+FAILURES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it"),
+    RuntimeError("CUDA error: invalid argument"),
+    Exception("of the compiler"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("step", ["_pass_of", "_capture", "_replay"])
+def test_what_a_tile_does_on_the_gpu_is_no_exception(
+    error: Exception, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are made up. What fails for one leaves the others; what fails before any, all."""
+    tried = [DEFAULT, DEFAULT._replace(gradient=BEST), DEFAULT._replace(gradient=Tile(32, 32, 4, 2))]
+    replays = dict.fromkeys(tried, 0)
+
+    def capture(run: Callable[[], Any], configuration: Configuration) -> tuple[Any, int]:
+        if step == "_capture" and configuration == tried[1]:
+            raise error
+        return configuration, 1
+
+    def replay(graph: Configuration, passes: int) -> float:
+        replays[graph] += 1
+        if step == "_replay" and graph == tried[1] and replays[graph] == 3:
+            raise error
+        return 1e-5
+
+    def pass_of(*_: Any) -> Callable[[], Any]:
+        if step == "_pass_of":
+            raise error
+        return lambda: None
+
+    for name, function in (("_capture", capture), ("_replay", replay), ("_pass_of", pass_of)):
+        monkeypatch.setattr(timing, name, function)
+    runs = timing.GraphTimer()(PROBLEM, "gradient", tried, 5)
+    failure = f"cannot be run: {type(error).__name__} {str(error).splitlines()[0]}"
+    failed = Run(failure=failure)
+    assert runs == ([failed] * 3 if step == "_pass_of" else [Run([1e-5] * 5), failed, Run([1e-5] * 5)])
+
+
+class Pool:
+    """A pool of processes, as far as compiling goes: the deadly tile takes it and whatever is not done with it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.broken = False
+
+    def submit(self, function: Any, case: Any, target: str, kernel: str, tile: Tile, multiprocessors: int) -> Any:
+        if self.broken:
+            raise BrokenProcessPool
+        self.broken = tile == BEST
+        job: Future[Outcome] = Future()
+        if self.broken:
+            job.set_exception(BrokenProcessPool())
+        else:
+            job.set_result(Outcome(tile.rows))
+        return job
+
+    def shutdown(self, wait: bool, cancel_futures: bool) -> None:
+        pass
+
+
+def test_a_compiler_s_process_that_dies_takes_one_tile_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    compilers = compiling.Compilers("sm_90", 132)
+    others = [Tile(rows, 32, 4, 2) for rows in (16, 32, 128)]
+    tiles = [*others[:2], BEST, *others[2:]]
+    outcomes = compilers(PROBLEM, "gradient", tiles, OTHERS[0])
+    assert outcomes == [Outcome(16), Outcome(32), compiling.DIED, Outcome(128)]
+    assert compilers(PROBLEM, "gradient", others, OTHERS[0]) == [Outcome(tile.rows) for tile in others]
 
 
 def test_tune_writes_what_it_found_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +277,7 @@ def test_an_interruption_and_the_end_of_the_minutes_keep_what_is_done(
     assert len(read_table((tmp_path / "minutes.json").read_text(), "")) == 2
     assert "1 of 3 entries are left: --minutes 2 are over" in capsys.readouterr().out
 
-    def interrupt(problem: Problem, *rest: Any) -> list[list[float]]:
+    def interrupt(problem: Problem, *rest: Any) -> list[Run]:
         if problem.rows == 1024:
             raise KeyboardInterrupt
         return bench.time(problem, *rest)

@@ -16,7 +16,7 @@ from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table
 from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
-from dogo_fast.tuning.search import KERNELS, Choice, Problem, Tools, choose
+from dogo_fast.tuning.search import KERNELS, Choice, DefaultFailed, Problem, Tools, choose
 
 DType = Literal["bfloat16", "float16", "float32"]
 
@@ -106,7 +106,8 @@ def tune(
     tools: Tools,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Tune every problem and add each entry to ``out`` as soon as it is known; prints a line an entry.
+    """Tune every problem and add each entry to ``out`` as soon as it is known; prints a line an entry. One whose
+    shipped tiles fail is left out, and its line says why.
 
     Args:
         config: what to tune, and for how long.
@@ -124,15 +125,20 @@ def tune(
     begun, done = clock(), 0
     problems = list(config.problems())
     try:
-        for problem in problems:
+        for number, problem in enumerate(problems):
             if config.minutes is not None and clock() - begun > 60 * config.minutes:
                 print(
-                    f"{len(problems) - done} of {len(problems)} entries are left: --minutes {config.minutes:g} are over"
+                    f"{len(problems) - number} of {len(problems)} entries are left: "
+                    f"--minutes {config.minutes:g} are over"
                 )
                 break
             key = problem.key(architecture)
             default = configurations.look_up(configurations.SHIPPED, key).configuration
-            choices = [choose(problem, kernel, default, tools, config.quick) for kernel in KERNELS]
+            try:
+                choices = [choose(problem, kernel, default, tools, config.quick) for kernel in KERNELS]
+            except DefaultFailed as error:
+                tools.report(f"{_name(key, problem)}: not tuned, {error}")
+                continue
             merge(
                 out,
                 {key: Entry(Configuration(*(choice.tile for choice in choices)), _record(problem, machine, choices))},
@@ -158,7 +164,11 @@ def _line(key: Key, problem: Problem, choices: Sequence[Choice]) -> str:
         f"{kernel} {choice.tile} {choice.seconds * 1e6:.1f} us ({choice.ratio:.3f} of the default's)"
         for kernel, choice in zip(KERNELS, choices, strict=True)
     ]
-    return f"{key} (measured at {problem.rows} x {problem.columns}): {'; '.join(parts)}"
+    return f"{_name(key, problem)}: {'; '.join(parts)}"
+
+
+def _name(key: Key, problem: Problem) -> str:
+    return f"{key} (measured at {problem.rows} x {problem.columns})"
 
 
 def merge(path: Path, entries: Table) -> None:

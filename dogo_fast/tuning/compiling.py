@@ -55,25 +55,49 @@ class Compilers:
     def __init__(self, target: str, multiprocessors: int) -> None:
         self.target = target
         self.multiprocessors = multiprocessors
-        context = multiprocessing.get_context("spawn")
-        self.pool = concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, initializer=_ignore_interrupts)
+        self.pool = _new_pool()
 
     def __call__(self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
         loss, variant = what
         case = Case(loss, problem.dtype, problem.columns, problem.rows, variant)
-        jobs = [self.pool.submit(compile_tile, case, self.target, kernel, tile, self.multiprocessors) for tile in tiles]
-        return [_result(job) for job in jobs]
+        outcomes = self._compile(case, kernel, tiles)
+        for place, tile in enumerate(tiles):
+            if outcomes[place] is DIED:  # with another's process, perhaps
+                (outcomes[place],) = self._compile(case, kernel, [tile])
+        return outcomes
+
+    def _compile(self, case: Case, kernel: str, tiles: Sequence[Tile]) -> list[Outcome]:
+        """DIED for those that were not finished when a process died: its whole pool ends with it."""
+        try:
+            jobs = [
+                self.pool.submit(compile_tile, case, self.target, kernel, tile, self.multiprocessors) for tile in tiles
+            ]
+            outcomes = [_result(job) for job in jobs]
+        except concurrent.futures.process.BrokenProcessPool:  # while the others were still being submitted
+            outcomes = [DIED] * len(tiles)
+        if DIED in outcomes:
+            self.close()
+            self.pool = _new_pool()
+        return outcomes
 
     def close(self) -> None:
         """Let what is running end, and start no more."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
+DIED = Outcome(failure="the compiler's process died")
+
+
+def _new_pool() -> concurrent.futures.process.ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, initializer=_ignore_interrupts)
+
+
 def _result(job: "concurrent.futures.Future[Outcome]") -> Outcome:
     try:
         return job.result()
     except concurrent.futures.process.BrokenProcessPool:
-        return Outcome(failure="the compiler's process died")
+        return DIED
 
 
 class Line(NamedTuple):

@@ -61,6 +61,17 @@ class Outcome(NamedTuple):
         return f"spills {self.spilled} bytes a thread" if self.spilled else ""
 
 
+class Run(NamedTuple):
+    """Seconds of a pass in each round; or none, and why."""
+
+    seconds: Sequence[float] = ()
+    failure: str = ""
+
+
+class DefaultFailed(RuntimeError):
+    """The shipped tiles cannot be run: there is nothing to compare others with."""
+
+
 class Compile(Protocol):
     """Compiles one kernel of a problem with each tile, for the GPU that is tuned; never raises for a tile."""
 
@@ -70,12 +81,10 @@ class Compile(Protocol):
 
 
 class Time(Protocol):
-    """Seconds of the pass that a kernel belongs to, for each configuration in each round; in a round every
-    configuration has its turn. Nothing for one that cannot be launched."""
+    """Runs the pass that a kernel belongs to with each configuration; in a round every one has its turn. Never raises
+    for a configuration."""
 
-    def __call__(
-        self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int
-    ) -> list[list[float]]: ...
+    def __call__(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]: ...
 
 
 class Choice(NamedTuple):
@@ -130,9 +139,10 @@ def choose(problem: Problem, kernel: str, default: Configuration, tools: Tools, 
     faster beyond noise.
 
     Raises:
-        RuntimeError: the default cannot be launched.
+        DefaultFailed: the default cannot be run.
     """
-    tiles = candidates(getattr(default, kernel), REACH[quick])
+    usual: Tile = getattr(default, kernel)
+    tiles = candidates(usual, REACH[quick])
     fitting = []
     for tile, outcome in zip(tiles, tools.compile(problem, kernel, tiles, TIMED), strict=True):
         if reason := outcome.rejection(tools.shared_limit):
@@ -140,21 +150,18 @@ def choose(problem: Problem, kernel: str, default: Configuration, tools: Tools, 
         else:
             fitting.append(tile)
     rounds, more_rounds = ROUNDS[quick]
-    first = _medians(tools, problem, kernel, default, fitting, rounds)
-    finalists = sorted(first, key=first.__getitem__)[:FINALISTS]
-    times = _times(tools, problem, kernel, default, finalists, more_rounds)
-    if not times[0]:
-        raise RuntimeError(f"the present tiles of the {kernel} kernel cannot be launched: {getattr(default, kernel)}")
-    usual = statistics.median(times[0])
-    ranked = sorted(zip(finalists, times[1:], strict=True), key=lambda pair: statistics.median(pair[1] or [math.inf]))
-    for tile, seconds in ranked:
-        if not seconds or not is_faster(seconds, times[0]):
+    first = _times(tools, problem, kernel, default, fitting, rounds) if fitting else {}
+    finalists = sorted((tile for tile in first if tile != usual), key=lambda tile: statistics.median(first[tile]))
+    times = _times(tools, problem, kernel, default, finalists[:FINALISTS], more_rounds)
+    usual_median = statistics.median(times[usual])
+    for tile in sorted(times, key=lambda tile: statistics.median(times[tile])):
+        if not is_faster(times[tile], times[usual]):
             continue
         if reason := _rejection_elsewhere(tools, problem, kernel, tile):
             tools.report(f"  {kernel} {tile}: left out, {reason}")
             continue
-        return Choice(tile, statistics.median(seconds), statistics.median(seconds) / usual)
-    return Choice(getattr(default, kernel), usual, 1.0)
+        return Choice(tile, statistics.median(times[tile]), statistics.median(times[tile]) / usual_median)
+    return Choice(usual, usual_median, 1.0)
 
 
 def _rejection_elsewhere(tools: Tools, problem: Problem, kernel: str, tile: Tile) -> str:
@@ -168,20 +175,20 @@ def _rejection_elsewhere(tools: Tools, problem: Problem, kernel: str, tile: Tile
 
 def _times(
     tools: Tools, problem: Problem, kernel: str, default: Configuration, tiles: Sequence[Tile], rounds: int
-) -> list[list[float]]:
-    """Of the default, then of every tile in its place."""
+) -> dict[Tile, Sequence[float]]:
+    """Of the default, and of every tile in its place that can be run.
+
+    Raises:
+        DefaultFailed: see ``choose``.
+    """
     tried = [default, *(default._replace(**{kernel: tile}) for tile in tiles)]
-    return tools.time(problem, kernel, tried, rounds)
-
-
-def _medians(
-    tools: Tools, problem: Problem, kernel: str, default: Configuration, tiles: Sequence[Tile], rounds: int
-) -> dict[Tile, float]:
-    """Of every tile that can be launched."""
-    if not tiles:
-        return {}
-    _, *times = _times(tools, problem, kernel, default, tiles, rounds)
-    for tile, seconds in zip(tiles, times, strict=True):
-        if not seconds:
-            tools.report(f"  {kernel} {tile}: left out, it cannot be launched")
-    return {tile: statistics.median(seconds) for tile, seconds in zip(tiles, times, strict=True) if seconds}
+    usual, *others = tools.time(problem, kernel, tried, rounds)
+    if not usual.seconds:
+        raise DefaultFailed(f"the shipped tiles of the {kernel} kernel, {getattr(default, kernel)}, {usual.failure}")
+    times = {getattr(default, kernel): usual.seconds}
+    for tile, run in zip(tiles, others, strict=True):
+        if run.seconds:
+            times[tile] = run.seconds
+        else:
+            tools.report(f"  {kernel} {tile}: left out, {run.failure}")
+    return times

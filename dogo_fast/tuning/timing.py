@@ -1,22 +1,25 @@
 """Timing tiles on a GPU: a CUDA graph of several passes for each, replayed in turn between two events."""
 
 import contextlib
+import functools
 import subprocess
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dogo_fast.kernels.configurations import Configuration
 from dogo_fast.ops import launch, library, tile_tables
-from dogo_fast.tuning.search import Problem
+from dogo_fast.tuning.search import Problem, Run
 
 GRAPH_SECONDS = 2e-3
 """What a graph should take: long beside the events' resolution of half a microsecond and the launch of the graph."""
 MOST_PASSES = 64
 SETTINGS = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", "triton")
 """Of the operator: the authors' temperatures as numbers, gradients in float32 sums."""
+
+Result = TypeVar("Result")
 
 
 class GraphTimer:
@@ -26,51 +29,68 @@ class GraphTimer:
     kernel after it merges; the gradient kernel's that of the whole backward pass.
     """
 
-    def __call__(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[list[float]]:
-        run = _pass_of(problem, kernel)
-        graphs = [_capture(run, configuration) for configuration in tried]
+    def __call__(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+        run = _or_why(lambda: _pass_of(problem, kernel, tried[0]))
+        if isinstance(run, str):
+            return [Run(failure=run)] * len(tried)
+        graphs = [_or_why(functools.partial(_capture, run, configuration)) for configuration in tried]
         times: list[list[float]] = [[] for _ in tried]
         for _ in range(rounds):
-            for graph, seconds in zip(graphs, times, strict=True):
-                if graph is not None:
-                    seconds.append(_replay(*graph))
-        return times
+            for place, graph in enumerate(graphs):
+                if isinstance(graph, str):
+                    continue
+                seconds = _or_why(functools.partial(_replay, *graph))
+                if isinstance(seconds, str):
+                    graphs[place] = seconds
+                else:
+                    times[place].append(seconds)
+        return [
+            Run(failure=graph) if isinstance(graph, str) else Run(seconds)
+            for graph, seconds in zip(graphs, times, strict=True)
+        ]
 
 
-def _pass_of(problem: Problem, kernel: str) -> Callable[[], Any]:
+def _or_why(call: Callable[[], Result]) -> Result | str:
+    """What it returns; or, if it fails, why."""
+    try:
+        return call()
+    except Exception as error:  # Triton's compiler or OutOfResources, too little memory, the driver's refusal
+        said = (str(error).strip().splitlines() or [""])[0]
+        return f"cannot be run: {type(error).__name__} {said[:200]}"
+
+
+def _pass_of(problem: Problem, kernel: str, default: Configuration) -> Callable[[], Any]:
+    """The pass of a kernel; the backward pass is of what a forward pass with the default left."""
     source = torch.Generator("cuda").manual_seed(0)
     dtype = getattr(torch, problem.dtype)
     shape = (problem.rows, problem.columns)
     views = [torch.randn(shape, generator=source, device="cuda").to(dtype) for _ in range(4)]
     if kernel == "statistics":
         return lambda: library._dogo_loss_forward(*views, *SETTINGS)
-    saved = library._dogo_loss_forward(*views, *SETTINGS)[7:]
+    with tile_tables.forced(default):  # the user's own tiles may be those that fail
+        saved = library._dogo_loss_forward(*views, *SETTINGS)[7:]
     upstream: list[Tensor | None] = [torch.ones((), device="cuda"), *[None] * 6]
     return lambda: library._dogo_loss_backward(*upstream, *saved, *views, *SETTINGS)
 
 
-def _capture(run: Callable[[], Any], configuration: Configuration) -> tuple[torch.cuda.CUDAGraph, int] | None:
-    """A graph and how many passes are in it; None where the tiles cannot be launched."""
-    with tile_tables.forced(configuration):
-        try:
-            run()  # compiles
-            start, stop = _events()
-            start.record()
-            run()
-            stop.record()
-            stop.synchronize()
-            once = start.elapsed_time(stop) / 1e3
-            passes = max(1, min(MOST_PASSES, round(GRAPH_SECONDS / max(once, 1e-6))))
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for _ in range(passes):
-                    run()
-            graph.replay()
-            torch.cuda.synchronize()
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception:  # Triton's OutOfResources, or the driver's refusal of the launch
-            return None
+def _capture(run: Callable[[], Any], configuration: Configuration) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph and how many passes are in it."""
+    # a capture that fails can leave its stream behind as the current one
+    with tile_tables.forced(configuration), torch.cuda.stream(torch.cuda.current_stream()):
+        run()  # compiles
+        start, stop = _events()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        once = start.elapsed_time(stop) / 1e3
+        passes = max(1, min(MOST_PASSES, round(GRAPH_SECONDS / max(once, 1e-6))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(passes):
+                run()
+        graph.replay()
+        torch.cuda.synchronize()
     return graph, passes
 
 
