@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import fields
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -65,14 +67,17 @@ def load(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        NotARecord: a file that is missing, or that this suite did not write.
+        NotARecord: a file that is missing, that this suite did not write or that is damaged, with the field that is.
     """
     try:
         run = json.loads(path.read_text())
         infos = tuple(benchmark["extra_info"] for benchmark in run["benchmarks"])
         record = Record(path, run["machine_info"], run["grid"], run["commit_info"], infos)
-        _ = record.name, record.head(), [info["kind"] for info in infos]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = record.name, record.head()
+        fields.check(infos, record.machine.get("gpu") or None)
+    except fields.Wrong as error:
+        raise NotARecord(f"{path} must have {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise NotARecord(f"{path} is not a record of the benchmarks: {type(error).__name__}: {error}") from None
     return record
 

@@ -9,10 +9,10 @@ from typing import Any
 from dogo_fast.work import PASSES, Shape, bound
 
 from .contenders import CONTENDERS
+from .fields import ITEMSIZES, PARTS_OF_A_STEP
 from .per_kernel import predicted_seconds
 from .records import RESULTS, NotARecord, Record, load
 
-ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TITLES = {
     "dogo_loss": "Whole DoGo loss",
     "nt_xent": "NT-Xent alone",
@@ -155,13 +155,12 @@ def describe(info: dict[str, Any]) -> str:
 def phase_table(record: Record) -> list[str]:
     """Where the time of an eager step goes, and how long a GPU idles in a captured one."""
     infos = list(record.of("step"))
-    phases = list(infos[0]["phase_shares"])
     rows = []
     for info in infos:
         idle = info.get("gpu_idle_share")
-        shares = [f"{100 * info['phase_shares'][phase][1]:.1f}" for phase in phases]
+        shares = [f"{100 * info['phase_shares'][phase][1]:.1f}" for phase in PARTS_OF_A_STEP]
         rows.append([describe(info), *shares, "–" if idle is None else f"{100 * idle:.1f}"])
-    return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
+    return table(["", *(f"{phase}, %" for phase in PARTS_OF_A_STEP), "GPU idle, %"], rows)
 
 
 def kernel_table(record: Record) -> list[str]:

@@ -1,0 +1,164 @@
+"""The tables of damaged records: one line that names the file and what is wrong in it, never a traceback."""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dogo_fast.bench import fields, records, tables
+
+KERNEL = {
+    "kernel": "gradient_kernel",
+    "tile": "64x32",
+    "warps": 4,
+    "seconds": [1e-5, 2e-5, 3e-5],
+    "run": {"flop": 10, "exponentials": 20, "bytes": 30},
+    "needed": {"flop": 1, "exponentials": 2, "bytes": 3},
+    "bound_seconds": 1e-5,
+    "limiter": "products",
+    "percent": 50.0,
+}
+CASE = {"loss": "dogo_loss", "dtype": "bfloat16", "D": 128, "N": 256, "variant": "static"}
+RATES = {"gemm": 5e14, "exp2": 4e12, "copy": 4e12}
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """The recorded run of a CPU with one benchmark of a kind, as if it were a GPU's, with kernels."""
+    run = json.loads((records.RESULTS / "benchmark-cpu.json").read_text())
+    by_kind = {each["extra_info"]["kind"]: each for each in reversed(run["benchmarks"])}
+    assert set(by_kind) == set(fields.KINDS)
+    run["benchmarks"] = [{"extra_info": each["extra_info"]} for each in by_kind.values()]
+    run["machine_info"]["gpu"] = {"name": "Made-up GPU", "driver": "1", "cuda": "13.0", "architecture": "sm_90"}
+    for info in (each["extra_info"] for each in run["benchmarks"]):
+        info["device"] = "cuda"
+    by_kind["loss"]["extra_info"]["kernels"] = {"case": CASE, "passes": 3, "rates": RATES, "kernels": [KERNEL]}
+    by_kind["views"]["extra_info"]["kernels"] = {"case": CASE, "unavailable": "Incomplete"}
+    by_kind["step"]["extra_info"]["gpu_idle_share"] = 0.1
+    return copy.deepcopy(run)
+
+
+def info_of(run: dict[str, Any], kind: str) -> dict[str, Any]:
+    (found,) = (each["extra_info"] for each in run["benchmarks"] if each["extra_info"]["kind"] == kind)
+    return found
+
+
+def damage(run: dict[str, Any], kind: str, path: str, value: Any = None) -> None:
+    """Set a field below a benchmark's own, or remove it."""
+    *above, last = path.split(".")
+    place = info_of(run, kind)
+    for name in above:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+
+
+def show(run: dict[str, Any], path: Path) -> int:
+    path.write_text(json.dumps(run))
+    return tables.main([str(path)])
+
+
+def test_a_whole_record_is_shown(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show(content, tmp_path / "run.json") == 0
+    printed = capsys.readouterr().out
+    assert "Kernels on the GPU" in printed and "Shares of an eager step" in printed
+
+
+TIMES, COUNT = "times above 0, three quartiles,", "a whole number from 1 to 1099511627776"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "allowed", "where", "got"),
+    [
+        ("loss", "roofline", None, "an object", "roofline", "None"),
+        ("loss", "memory_bytes", None, "an object", "memory_bytes", "None"),
+        ("loss", "memory_bytes.ours", "3", "a finite number, 0 or more", "memory_bytes.ours", "'3'"),
+        ("loss", "device", "tpu", "one of cpu, cuda", "device", "'tpu'"),
+        ("loss", "dtype", "int8", "one of float32, bfloat16, float16", "dtype", "'int8'"),
+        ("loss", "N", 0, COUNT, "N", "0"),
+        ("loss", "N", True, COUNT, "N", "True"),
+        ("loss", "seconds.ours", None, "an object with 'ours'", "seconds", "["),
+        ("loss", "seconds.ours.both", [0, 0, 0], TIMES, "seconds.ours.both", "[0, 0, 0]"),
+        ("loss", "seconds.ours.both", [1, "2", 3], TIMES, "seconds.ours.both", "[1, '2', 3]"),
+        ("loss", "faster_than.dense.both", [1, 2], "ratios above 0, three quartiles,", "faster_than.dense.both", "["),
+        ("loss", "captured.dense", None, "an object with 'dense'", "captured", "["),
+        ("loss", "roofline.rates.exp2", math.inf, "a finite number above 0", "roofline.rates.exp2", "inf"),
+        ("loss", "kernels.kernels", [KERNEL | {"seconds": 1}], TIMES, "kernels.kernels[0].seconds", "1"),
+        ("loss", "kernels.case.variant", None, "a text", "kernels.case.variant", "None"),
+        ("loss", "kernels.case.more", 1, "an object of loss, dtype, D, N, variant", "kernels.case", "["),
+        ("views", "per_second.ours", [1, 2, math.nan], "rates above 0, three quartiles,", "per_second.ours", "[1, 2"),
+        ("views", "recipe", ["cifar"], "a text", "recipe", "['cifar']"),
+        ("step", "phase_shares.backward", None, "an object with 'backward'", "phase_shares", "["),
+        ("step", "gpu_idle_share", "10 %", "a finite number or null", "gpu_idle_share", "'10 %'"),
+        ("pretraining", "images", 2.5, COUNT, "images", "2.5"),
+    ],
+)
+def test_a_damaged_field_is_named(
+    content: dict[str, Any],
+    kind: str,
+    path: str,
+    value: Any,
+    allowed: str,
+    where: str,
+    got: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(content, kind, path, value)
+    number = [each["extra_info"]["kind"] for each in content["benchmarks"]].index(kind)
+    assert show(content, tmp_path / "run.json") == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    field = f"benchmarks[{number}].extra_info.{where}"
+    assert error.startswith(f"{tmp_path / 'run.json'} must have {allowed} as {field}, got {got}"), error
+
+
+def test_kernels_are_a_gpu_s(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del content["machine_info"]["gpu"]
+    assert show(content, tmp_path / "run.json") == 2
+    assert "must have a GPU in machine_info, or no kernels" in capsys.readouterr().err
+
+
+def places(value: Any) -> Iterator[Callable[[Any], None]]:
+    """Setters of everything within a value; of None they remove."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in list(inside):
+        yield lambda new, name=name: value.__setitem__(name, new) if new is not None else value.__delitem__(name)
+        yield from places(each)
+
+
+@pytest.mark.parametrize("part", [*fields.KINDS, "machine_info", "commit_info"])
+@pytest.mark.parametrize(
+    "value", [None, 0, -1, 2.5, math.nan, 10**400, "x", [], {}, True], ids=lambda each: repr(each)[:4]
+)
+def test_whatever_is_damaged_is_shown_or_one_line(
+    content: dict[str, Any], part: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a kind of benchmark, or of what a record says of the run."""
+
+    def damaged(run: dict[str, Any]) -> Any:
+        return run[part] if part in run else info_of(run, part)
+
+    if part in fields.KINDS:
+        content["benchmarks"] = [each for each in content["benchmarks"] if each["extra_info"]["kind"] == part]
+    content["machine_info"]["cpu"]["flags"] = ["avx2"]
+    whole = json.dumps(content)
+    for number in range(len(list(places(damaged(content))))):
+        run = json.loads(whole)
+        list(places(damaged(run)))[number](value)
+        code = show(run, tmp_path / "run.json")
+        out, error = capsys.readouterr()
+        assert (code, bool(out), error.count("\n")) in ((0, True, 0), (2, False, 1)), error
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"benchmarks": 3}'])
+def test_what_is_no_record_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text(text)
+    assert tables.main([str(tmp_path / "run.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{tmp_path / 'run.json'} is not a record of the benchmarks: ") and error.count("\n") == 1
