@@ -29,6 +29,8 @@ ROUND_SECONDS, EVENT_SECONDS = 2e-3, 5e-7
 """A round of replays takes at least so long: events are no finer than half a microsecond."""
 SHORT_SECONDS, PAUSE_SECONDS = 0.1, 0.02
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
+SHARE_OF_FREE = 0.8
+"""A contender on a CPU may need less than this share of the memory that is free: what it ``takes`` is the least."""
 MOST_SETS = 512
 """Of inputs; at N = 64 in bfloat16 with D = 128 that is 32 MB, which an L2 cache of 50 MB holds."""
 
@@ -328,9 +330,10 @@ def _too_large(contender: Contender, inputs: Inputs) -> str | None:
         return None
     needed = contender.takes(*first.shape, first.itemsize)
     available = _field("/proc/meminfo", "MemAvailable")
-    if needed < 0.8 * available:
+    if needed < SHARE_OF_FREE * available:
         return None
-    return f"does not fit: needs about {needed / 2**30:.0f} GiB, {available / 2**30:.0f} are free"
+    need, free = needed / 2**30, available / 2**30
+    return f"does not fit: needs about {need:.0f} GiB, more than {SHARE_OF_FREE} of the {free:.0f} that are free"
 
 
 def _prepare(contender: Contender, sets: list[Inputs], longest: float, measured: Measured) -> Runner:
