@@ -2,6 +2,8 @@
 happen."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 import torch.utils.checkpoint
 import triton
 import triton.language as tl
-from dogo_fast.kernels import tiles
+from dogo_fast.kernels import configurations, tiles
 from numerics import projections
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,6 +143,15 @@ def test_the_layout_is_that_of_the_files(tmp_path: Path) -> None:
     before = library._sources(*files)
     files[1].write_text("PADDING = 32\n")
     assert before != library._sources(*files) and len(before) == 12
+    named = [Path(library.__file__).with_name(f"{name}.py") for name in ("launch", "library", "problem", "tiled")]
+    assert ":" + library._sources(*named, Path(configurations.__file__)) == library._LAYOUT
+    assert ":" + library._sources(*named) != library._LAYOUT
+
+
+def test_no_table_of_tiles_is_read_before_a_kernel_needs_one() -> None:
+    code = "import sys, dogo_fast; print('dogo_fast.kernels.configurations' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "similarity_kl", "dogo_loss"])

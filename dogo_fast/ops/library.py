@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dogo_fast.kernels import configurations
+from dogo_fast import kernels
 from dogo_fast.ops.backend import AUTOCAST_DEVICES
 from dogo_fast.ops.problem import Pair, Problem, Saved, Temperature, allocate_gradients
 from dogo_fast.reference import DoGoLossOutput
@@ -74,7 +74,8 @@ def _sources(*files: Path) -> str:
 # carries what decides the shapes.
 _OPS = Path(__file__).parent
 _LAYOUT = ":" + _sources(
-    *(_OPS / f"{name}.py" for name in ("launch", "library", "problem", "tiled")), Path(configurations.__file__)
+    *(_OPS / f"{name}.py" for name in ("launch", "library", "problem", "tiled")),
+    Path(kernels.__file__).with_name("configurations.py"),  # not imported: it reads tiles.json, 4 ms
 )
 
 
