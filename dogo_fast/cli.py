@@ -5,6 +5,7 @@ Whatever the user can put right is one line on stderr and exit code 2; a diverge
 """
 
 import contextlib
+import difflib
 import importlib.util
 import io
 import itertools
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from dogo_fast.training import PeerResult, PretrainConfig
+
+COMMANDS = ("pretrain", "augment", "benchmark", "tune")
 
 TRAIN_MODULES = ("torchvision", "pydantic", "tyro", "tqdm", "safetensors", "sklearn")
 """What the extra [train] installs; imported only once it is known to be there."""
@@ -111,7 +114,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         pretrain.__doc__ = f"{pretrain.__doc__} Presets: {', '.join(PRESETS)}; a file is TOML or JSON."
         with contextlib.redirect_stderr(messages):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {"pretrain": pretrain, "augment": augment, "benchmark": benchmark, "tune": tune},
+                dict(zip(COMMANDS, (pretrain, augment, benchmark, tune), strict=True)),
                 prog="dogo-fast",
                 description="DoGo (Distill on the Go): two peers that learn representations together.",
                 args=rest,
@@ -123,7 +126,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         if exit_.code == 0:
             raise
         said = messages.getvalue()
-        raise UserError(_first_sentence(said) + _did_you_mean(said, rest[:1])) from None
+        problem = _unknown_command(rest[:1]) or _first_sentence(said) + _did_you_mean(said, rest[:1])
+        raise UserError(problem) from None
 
 
 def _split_sources(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -243,6 +247,15 @@ def _first_sentence(box: str) -> str:
     for pattern, phrase in PHRASES:
         sentence = re.sub(pattern, phrase, sentence)
     return sentence
+
+
+def _unknown_command(first: Sequence[str]) -> str:
+    """What to say of a first word that is neither a command nor an option; "" of any other."""
+    if not first or first[0] in COMMANDS or first[0].startswith("-"):
+        return ""
+    similar = " or ".join(difflib.get_close_matches(first[0].lower(), COMMANDS))
+    question = f"; did you mean {similar}?" if similar else ""
+    return f"the command must be one of {', '.join(COMMANDS)}, got {first[0]!r}{question}"
 
 
 def _did_you_mean(box: str, command: Sequence[str]) -> str:

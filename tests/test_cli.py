@@ -308,6 +308,24 @@ def test_a_mistyped_option_is_answered_with_those_like_it(
     assert capsys.readouterr().err == f"dogo-fast: error: Unrecognized options: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], "'pretrian'; did you mean pretrain?"),
+        (["Train", "--epochs", "3"], "'Train'; did you mean pretrain?"),
+        (["bench"], "'bench'; did you mean benchmark?"),
+        (["tuen", "--quick"], "'tuen'; did you mean tune?"),
+        (["zzz"], "'zzz'"),
+    ],
+)
+def test_a_mistyped_command_is_answered_with_those_like_it(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(arguments) == 2
+    allowed = "the command must be one of pretrain, augment, benchmark, tune"
+    assert capsys.readouterr().err == f"dogo-fast: error: {allowed}, got {message}\n"
+
+
 def test_an_option_of_another_command_is_not_proposed(capsys: pytest.CaptureFixture[str]):
     assert main(["augment", "--epochs", "3", "--peers", "small"]) == 2
     error = capsys.readouterr().err
