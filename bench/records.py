@@ -76,7 +76,7 @@ def load(path: Path) -> Record:
         _ = record.name, record.head()
         fields.check(infos, record.machine.get("gpu") or None)
     except fields.Wrong as error:
-        raise NotARecord(f"{path} must have {error}") from None
+        raise NotARecord(f"{path} is damaged, {error}") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise NotARecord(f"{path} is not a record of the benchmarks: {type(error).__name__}: {error}") from None
     return record

@@ -69,33 +69,29 @@ def test_a_whole_record_is_shown(content: dict[str, Any], tmp_path: Path, capsys
     assert "Kernels on the GPU" in printed and "Shares of an eager step" in printed
 
 
-TIMES, COUNT = "times above 0, three quartiles,", "a whole number from 1 to 1099511627776"
-
-
 @pytest.mark.parametrize(
-    ("kind", "path", "value", "allowed", "where", "got"),
+    ("kind", "path", "value", "where", "words"),
     [
-        ("loss", "roofline", None, "an object", "roofline", "None"),
-        ("loss", "memory_bytes", None, "an object", "memory_bytes", "None"),
-        ("loss", "memory_bytes.ours", "3", "a finite number, 0 or more", "memory_bytes.ours", "'3'"),
-        ("loss", "device", "tpu", "one of cpu, cuda", "device", "'tpu'"),
-        ("loss", "dtype", "int8", "one of float32, bfloat16, float16", "dtype", "'int8'"),
-        ("loss", "N", 0, COUNT, "N", "0"),
-        ("loss", "N", True, COUNT, "N", "True"),
-        ("loss", "seconds.ours", None, "an object with 'ours'", "seconds", "["),
-        ("loss", "seconds.ours.both", [0, 0, 0], TIMES, "seconds.ours.both", "[0, 0, 0]"),
-        ("loss", "seconds.ours.both", [1, "2", 3], TIMES, "seconds.ours.both", "[1, '2', 3]"),
-        ("loss", "faster_than.dense.both", [1, 2], "ratios above 0, three quartiles,", "faster_than.dense.both", "["),
-        ("loss", "captured.dense", None, "an object with 'dense'", "captured", "["),
-        ("loss", "roofline.rates.exp2", math.inf, "a finite number above 0", "roofline.rates.exp2", "inf"),
-        ("loss", "kernels.kernels", [KERNEL | {"seconds": 1}], TIMES, "kernels.kernels[0].seconds", "1"),
-        ("loss", "kernels.case.variant", None, "a text", "kernels.case.variant", "None"),
-        ("loss", "kernels.case.more", 1, "an object of loss, dtype, D, N, variant", "kernels.case", "["),
-        ("views", "per_second.ours", [1, 2, math.nan], "rates above 0, three quartiles,", "per_second.ours", "[1, 2"),
-        ("views", "recipe", ["cifar"], "a text", "recipe", "['cifar']"),
-        ("step", "phase_shares.backward", None, "an object with 'backward'", "phase_shares", "["),
-        ("step", "gpu_idle_share", "10 %", "a finite number or null", "gpu_idle_share", "'10 %'"),
-        ("pretraining", "images", 2.5, COUNT, "images", "2.5"),
+        ("loss", "roofline", None, "roofline", ["required"]),
+        ("loss", "memory_bytes.ours", "3", "memory_bytes.ours", ["number, got '3'"]),
+        ("loss", "memory_bytes.ours", None, "memory_bytes", ["must have 'ours'"]),
+        ("loss", "device", "tpu", "device", ["'cpu' or 'cuda', got 'tpu'"]),
+        ("loss", "dtype", "int8", "dtype", ["'float32', 'bfloat16' or 'float16', got 'int8'"]),
+        ("loss", "N", 0, "N", ["greater than or equal to 1, got 0"]),
+        ("loss", "N", True, "N", ["integer, got True"]),
+        ("loss", "seconds.ours.both", [0, 0, 0], "seconds.ours.both[0]", ["greater than 0, got 0"]),
+        ("loss", "seconds.ours.both", [1, "2", 3], "seconds.ours.both[1]", ["number, got '2'"]),
+        ("loss", "faster_than.dense.both", [1, 2], "faster_than.dense.both", ["at least 3 items", "got [1, 2]"]),
+        ("loss", "captured.dense", None, "", ["captured must have 'dense'"]),
+        ("loss", "roofline.rates.exp2", math.inf, "roofline.rates.exp2", ["finite number, got inf"]),
+        ("loss", "kernels.kernels", [KERNEL | {"seconds": 1}], "kernels.kernels[0].seconds", ["list, got 1"]),
+        ("loss", "kernels.case.variant", None, "kernels.case.variant", ["required"]),
+        ("loss", "kernels.case.more", 1, "kernels.case.more", ["not permitted, got 1"]),
+        ("views", "per_second.ours", [1, 2, math.nan], "per_second.ours[2]", ["finite number, got nan"]),
+        ("views", "recipe", ["cifar"], "recipe", ["string, got ['cifar']"]),
+        ("step", "phase_shares.backward", None, "phase_shares.backward", ["required"]),
+        ("step", "gpu_idle_share", "10 %", "gpu_idle_share", ["number, got '10 %'"]),
+        ("pretraining", "images", 2.5, "images", ["integer, got 2.5"]),
     ],
 )
 def test_a_damaged_field_is_named(
@@ -103,9 +99,8 @@ def test_a_damaged_field_is_named(
     kind: str,
     path: str,
     value: Any,
-    allowed: str,
     where: str,
-    got: str,
+    words: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -114,14 +109,15 @@ def test_a_damaged_field_is_named(
     assert show(content, tmp_path / "run.json") == 2
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1
-    field = f"benchmarks[{number}].extra_info.{where}"
-    assert error.startswith(f"{tmp_path / 'run.json'} must have {allowed} as {field}, got {got}"), error
+    field = f"benchmarks[{number}].extra_info.{where}".rstrip(".")
+    assert error.startswith(f"{tmp_path / 'run.json'} is damaged, {field}: "), error
+    assert all(each in error for each in words), error
 
 
 def test_kernels_are_a_gpu_s(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del content["machine_info"]["gpu"]
     assert show(content, tmp_path / "run.json") == 2
-    assert "must have a GPU in machine_info, or no kernels" in capsys.readouterr().err
+    assert "machine_info.gpu.architecture" in capsys.readouterr().err
 
 
 def places(value: Any) -> Iterator[Callable[[Any], None]]:
