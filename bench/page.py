@@ -304,9 +304,31 @@ def readme_figures(records: Sequence[Record]) -> str:
         "",
         *table([f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"], rows),
     ]
+    lines += ["", _slower(record)]
     if record.device != "cuda":
         lines += ["", UNMEASURED.format(foreseen=_foreseen(4096))]
     return "\n".join(lines)
+
+
+def _slower(record: Record) -> str:
+    """Where something else takes no longer than ours."""
+    found = [
+        f"{name} {number(values['both'][1], 2)} ({tables.TITLES[info['loss']]}, N = {info['N']}, D = {info['D']}, "
+        f"{info['dtype']})"
+        for info in record.of("loss", device=record.device)
+        for name, values in info["faster_than"].items()
+        if values["both"][1] <= 1
+    ]
+    found += [
+        f"{name} {number(values[1], 2)} ({info['kind']}: {tables.describe(info)})"
+        for info in record.infos
+        if info["kind"] != "loss"
+        for name, values in info["faster_than"].items()
+        if values[1] <= 1
+    ]
+    if not found:
+        return "Nothing in that record takes less time than ours."
+    return f"Where ours is no faster, as a part of our time: {'; '.join(found)}."
 
 
 def _others(ratios: dict[str, Sequence[float]]) -> str:
