@@ -31,15 +31,18 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The benchmarks run with threads that spin, as they do by default. What a run that is ended had measured is kept.
+# The benchmarks run with threads that spin, as they do by default. A run that is ended leaves what it had measured in
+# RECORD with "-incomplete" in its name. Only the whole short grid becomes the record that the page is made from.
 #   make bench ARGS="--only dogo_loss"    make bench ARGS="--minutes 9"    make bench GRID=full RECORD=full.json
 GRID ?= short
-RECORD ?= bench/results/benchmark-$(if $(shell command -v nvidia-smi),gpu,cpu).json
+DEVICE := $(if $(shell command -v nvidia-smi),gpu,cpu)
+RECORD ?= $(if $(strip $(ARGS)$(filter-out short,$(GRID))),build,bench/results)/benchmark-$(DEVICE).json
 bench: $(VENV)/.installed-test
+	mkdir -p $(dir $(RECORD))
 	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid $(GRID) --out $(RECORD) $(ARGS)
 
 # Are ratios (others' times over ours) within what repeated runs of the same code gave? bench-noise makes those runs.
-NOISE ?= bench/results/noise-$(if $(shell command -v nvidia-smi),gpu,cpu).json
+NOISE ?= bench/results/noise-$(DEVICE).json
 RUNS ?= 1 2 3 4 5 6 7
 bench-check: $(VENV)/.installed-test
 	mkdir -p build

@@ -3,8 +3,12 @@
 The record is written anew after each case, so that one that is killed leaves what it had measured.
 """
 
+import contextlib
+import ctypes
 import functools
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,14 @@ import pytest
 import torch
 
 from dogo_fast.atomic import write_atomically
+from dogo_fast.errors import UserError
 
 from . import grid as grids
 from . import machine
 
 ORDER = ("dogo_loss", "step", "augment", "pretraining", "nt_xent", "similarity_kl")
 """The suites, what the project is for first: with --minutes the last ones may not have their turn."""
+PR_SET_PDEATHSIG = 1
 BEGAN = pytest.StashKey[float]()
 MACHINE = pytest.StashKey[dict[str, Any]]()
 
@@ -27,14 +33,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--grid", choices=grids.GRIDS, default="short", help="which sizes are measured")
     parser.addoption("--minutes", type=float, help="begin no further case after so long")
     parser.addoption("--record", type=Path, help="what was measured, written after each case")
+    parser.addoption("--parent", type=int, help="end when this process, which started this one, does")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BEGAN] = time.monotonic()
+    parent = config.getoption("--parent")
+    if parent is not None:
+        with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            pytest.exit("nobody waits for what is measured", returncode=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+    suites = [f"test_{name}" for name in ORDER]
+    items.sort(key=lambda item: (suites.index(name) if (name := item.path.stem) in suites else -1, _is_on_cpu(item)))
+
+
+def _is_on_cpu(item: pytest.Item) -> bool:
+    """Where there is a GPU, its cases come first."""
+    return bool(getattr(getattr(item, "callspec", None), "params", {}).get("case", ("cuda",))[0] == "cpu")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -98,7 +117,10 @@ def recorded(request: pytest.FixtureRequest) -> Any:
     )
     config.hook.pytest_benchmark_update_json(config=config, benchmarks=session.benchmarks, output_json=record)
     if record["benchmarks"]:
-        write_atomically(config.getoption("--record"), (json.dumps(record, indent=1) + "\n").encode())
+        try:
+            write_atomically(config.getoption("--record"), (json.dumps(record, indent=1) + "\n").encode())
+        except UserError as error:
+            pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(autouse=True)

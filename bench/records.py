@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dogo_fast.benchmark import INCOMPLETE
+
 from . import fields
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -35,13 +37,17 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Of the machine: its GPU, or its processor."""
-        gpu = self.machine.get("gpu")
-        return str(gpu["name"]) if gpu else str(self.machine["cpu"]["brand_raw"])
+        """Of what was measured: the GPU, or the processor."""
+        return str(self.machine["gpu"]["name"] if self.has_gpu_times else self.machine["cpu"]["brand_raw"])
+
+    @property
+    def has_gpu_times(self) -> bool:
+        return any(info.get("device") == "cuda" for info in self.infos)
 
     @property
     def device(self) -> str:
-        return "cuda" if self.machine.get("gpu") else "cpu"
+        """What the record is about: its GPU, where that was measured."""
+        return "cuda" if self.has_gpu_times else "cpu"
 
     def head(self) -> list[str]:
         """Where, with what and at which commit the run was made."""
@@ -73,8 +79,8 @@ def load(path: Path) -> Record:
         run = json.loads(path.read_text())
         infos = tuple(benchmark["extra_info"] for benchmark in run["benchmarks"])
         record = Record(path, run["machine_info"], run["grid"], run["commit_info"], infos)
-        _ = record.name, record.head()
         fields.check(infos, record.machine.get("gpu") or None)
+        _ = record.name, record.head()
     except fields.Wrong as error:
         raise NotARecord(f"{path} is damaged, {error}") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -83,6 +89,6 @@ def load(path: Path) -> Record:
 
 
 def recorded() -> list[Record]:
-    """All records of whole runs that the repository has, those of GPUs first."""
-    records = [load(path) for path in sorted(RESULTS.glob("benchmark-*.json"))]
-    return sorted(records, key=lambda record: record.device != "cuda")
+    """All records of finished runs that the repository has, those with times of a GPU first."""
+    paths = [path for path in sorted(RESULTS.glob("benchmark-*.json")) if not path.stem.endswith(INCOMPLETE)]
+    return sorted(map(load, paths), key=lambda record: not record.has_gpu_times)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -44,33 +45,47 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def alone_with(path: Path, wait: bool = True) -> Iterator[None]:
     """Keep others who ask for the same file waiting meanwhile: to read it, and to replace it by what follows from that.
+
+    ``wait``: until nobody else has it; else it is an error.
 
     The lock is another file beside it, of which nothing is left. It ends with its process; where the file system knows
     no locks there is none.
 
     Raises:
-        UserError: no file can be made there.
+        UserError: no file can be made there, or somebody has it and ``wait`` is false.
     """
     path = path.resolve()
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_locked(lock))
+            stack.enter_context(_locked(lock, wait))
+        except BlockingIOError:
+            raise UserError(
+                f"{path} is being written by another process: wait for it, or choose another file"
+            ) from None
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); what was finished is kept") from None
         stack.callback(lock.unlink, missing_ok=True)  # before it is unlocked: who waits must find that it is gone
         yield
 
 
-def _locked(lock: Path) -> BinaryIO:
-    """The file of this name, made if there is none, locked."""
+def _locked(lock: Path, wait: bool) -> BinaryIO:
+    """The file of this name, made if there is none, locked.
+
+    Raises:
+        BlockingIOError: somebody else has locked it, and ``wait`` is false.
+    """
     while True:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(lock, "ab"))
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # a file system without locks
+                pass
             with contextlib.suppress(FileNotFoundError):  # whoever had it has removed it since it was opened here
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
                     stack.pop_all()
@@ -81,6 +96,12 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what ``write_atomically`` was writing in a folder when it was killed."""
     for path in folder.glob(".*.partial"):
         path.unlink(missing_ok=True)
+
+
+def remove_unfinished_writes(path: Path) -> None:
+    """The same of one file, which nobody else may be writing."""
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        unfinished.unlink(missing_ok=True)
 
 
 def is_unfinished(path: Path) -> bool:

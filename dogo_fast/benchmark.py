@@ -13,14 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from dogo_fast.atomic import write_atomically
+from dogo_fast.atomic import alone_with, remove_unfinished_writes, write_atomically
 from dogo_fast.errors import StoppedBySignal, UserError
 
 Suite = Literal["dogo_loss", "nt_xent", "similarity_kl", "augment", "step", "pretraining"]
 Grid = Literal["short", "full", "check", "smoke"]
 NEEDED = ("pytest", "pytest_benchmark", "kornia")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PASSED_ON: dict[int, int] = {signal.SIGINT: signal.SIGTERM}
 GRACE = 5.0
+INCOMPLETE = "-incomplete"
+"""At the end of a record's name, while not all is measured."""
 
 
 def benchmark(
@@ -36,12 +39,12 @@ def benchmark(
             smoke (to see that all runs).
         only: some of the suites; all of them if none is given.
         out: where the record is written. Until all is measured, what there is lies beside it, with "-incomplete" in its
-            name.
+            name, and stays if the run is ended, until the next one has measured something.
         minutes: begin no further case after so long; the record says by its cases which had their turn.
 
     Raises:
-        UserError: a wrong option, packages that are missing, a place that cannot be written, nothing to measure, or a
-            benchmark that failed.
+        UserError: a wrong option, packages that are missing, a place that cannot be written or that another run writes
+            to, nothing to measure, or a benchmark that failed.
         StoppedBySignal: SIGTERM, SIGINT or SIGHUP; all that measured has ended, and ``out`` is as it was.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
@@ -49,48 +52,89 @@ def benchmark(
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'dogo-fast[train,bench]'")
-    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
-        raise UserError(f"--out must be a file in a folder that exists, got {out}")
-    incomplete = out.with_name(f"{out.stem}-incomplete{out.suffix}")
-    if not os.access(out.parent, os.W_OK) or (incomplete.exists() and not incomplete.is_file()):
-        raise UserError(f"--out must be a file that can be written, with {incomplete.name} beside it, got {out}")
     specification = importlib.util.find_spec("dogo_fast.bench")
     if specification is None or specification.origin is None:
         raise UserError("the benchmarks are not installed with this copy of dogo_fast")
-    folder = Path(specification.origin).parent
-    files = [str(folder / f"test_{name}.py") for name in only] or [str(folder)]
-    # options of a pytest that this may run in are not for the suite
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    incomplete.unlink(missing_ok=True)  # of an earlier run
-    with tempfile.TemporaryDirectory() as scratch:
-        options = [f"--grid={grid}", f"--record={incomplete}", "--benchmark-columns=median,iqr,rounds", "-q", "-rs"]
-        options += [] if minutes is None else [f"--minutes={minutes}"]
-        options += [f"--benchmark-storage={scratch}", "-p", "no:cacheprovider", "--rootdir", str(folder.parent)]
-        try:
-            code = run_in_group([sys.executable, "-m", "pytest", *files, *options], environment)
-        except StoppedBySignal as stop:
-            raise StoppedBySignal(stop.number, _left(incomplete)) from None
-    if code in (0, 5) and not incomplete.is_file():
-        raise UserError("nothing was measured: every case was skipped, for the reasons above, or the grid has none")
-    if code != 0:
-        raise UserError(f"the benchmarks failed (pytest's exit code {code}); {_left(incomplete)}, {out} is as it was")
-    write_atomically(out, incomplete.read_bytes())
-    incomplete.unlink()
+    incomplete = _check_place(out)
+    with alone_with(out, wait=False):
+        remove_unfinished_writes(incomplete)
+        before = _identity(incomplete)
+        folder = Path(specification.origin).parent
+        with tempfile.TemporaryDirectory() as scratch:
+            command = _suite(folder, Path(scratch), grid, only, incomplete, minutes)
+            # options of a pytest that this may run in are not for the suite
+            environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+            try:
+                code = run_in_group(command, environment)
+            except StoppedBySignal as stop:
+                raise StoppedBySignal(stop.number, _left(incomplete, before)) from None
+        if code in (0, 5) and _identity(incomplete) == before:
+            raise UserError("nothing was measured: every case was skipped, for the reasons above, or the grid has none")
+        if code != 0:
+            left = _left(incomplete, before)
+            raise UserError(f"the benchmarks failed (pytest's exit code {code}); {left}, {out} is as it was")
+        write_atomically(out, incomplete.read_bytes())
+        incomplete.unlink()
     from dogo_fast.bench import tables
 
-    if tables.main([str(out)]) == 0:
-        print(f"recorded in {out}")
+    if tables.main([str(out)]) != 0:
+        raise UserError(f"{out} was recorded, but cannot be shown")
+    print(f"recorded in {out}")
 
 
-def _left(incomplete: Path) -> str:
-    return f"what was measured is in {incomplete}" if incomplete.is_file() else "nothing was recorded"
+def _check_place(out: Path) -> Path:
+    """Where what is measured is kept until all is.
+
+    Raises:
+        UserError: files cannot be written there.
+    """
+    try:
+        resolved = out.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself
+        raise UserError(f"--out must be a file that can be written, got {out}, a link that leads nowhere") from None
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
+        raise UserError(f"--out must be a file in a folder that exists, got {out}")
+    incomplete = out.with_name(f"{out.stem}{INCOMPLETE}{out.suffix}")
+    writable = all(os.access(each.parent, os.W_OK) for each in (out, resolved))
+    if not writable or (incomplete.exists() and not incomplete.is_file()):
+        raise UserError(f"--out must be a file that can be written, with {incomplete.name} beside it, got {out}")
+    return incomplete
+
+
+def _suite(
+    folder: Path, scratch: Path, grid: Grid, only: Sequence[Suite], record: Path, minutes: float | None
+) -> list[str]:
+    """The command that runs the suites of ``folder``, whatever settings of pytest lie about."""
+    settings = scratch / "pytest.ini"
+    settings.write_text("[pytest]\n")
+    files = [str(folder / f"test_{name}.py") for name in only] or [str(folder)]
+    options = ["-c", str(settings), "--rootdir", str(folder.parent), "-p", "no:cacheprovider", "-q", "-rs"]
+    options += [f"--grid={grid}", f"--record={record}", f"--parent={os.getpid()}"]
+    options += [] if minutes is None else [f"--minutes={minutes}"]
+    options += ["--benchmark-columns=median,iqr,rounds", f"--benchmark-storage={scratch}"]
+    return [sys.executable, "-m", "pytest", *files, *options]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Another one after each ``write_atomically``."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _left(incomplete: Path, before: tuple[int, int] | None) -> str:
+    if _identity(incomplete) == before:
+        return "nothing was recorded"
+    return f"what was measured is in {incomplete}"
 
 
 def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program in a process group of its own; whoever stops us stops the program and what it started with it.
 
-    The first signal goes to all of the group, a second one kills it. A signal that we were told to ignore, as nohup
-    does, is left alone, and outside the main thread all are.
+    The first signal goes to all of the group, a Ctrl-C as SIGTERM, which pytest has no words for; a second one kills
+    it. A signal that we were told to ignore, as nohup does, is left alone, and outside the main thread all are.
 
     Returns:
         its exit code, negative if a signal to it alone ended it.
@@ -104,7 +148,7 @@ def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         got.append(number)
         if process is not None and process.returncode is None:
-            _signal_group(process.pid, number if len(got) == 1 else signal.SIGKILL)
+            _signal_group(process.pid, _PASSED_ON.get(number, number) if len(got) == 1 else signal.SIGKILL)
 
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -112,7 +156,7 @@ def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         if got:  # before there was anything to pass it on to
-            _signal_group(process.pid, got[0])
+            _signal_group(process.pid, _PASSED_ON.get(got[0], got[0]))
         code = process.wait()
     finally:
         for number, handler in before.items():
