@@ -62,6 +62,7 @@ class Kernel(Part):
     kernel: str
     tile: str
     warps: Count
+    programs: Count
     seconds: Quartiles
     run: Work
     needed: Work
@@ -84,6 +85,7 @@ class Case(Part):
 class Kernels(Part):
     case: Case
     rates: Rates
+    multiprocessors: Count
     kernels: list[Kernel]
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dogo_fast.roofline import seconds
 
 from . import check, tables
 from .grid import MIDDLE
+from .per_kernel import PASSES
 from .plots import data_digest, draw_all
 from .records import RESULTS, NotARecord, Record, recorded
 from .tables import number, spread, table
@@ -37,16 +38,16 @@ minutes, what the project is for first, and one that is ended keeps what it had 
 
 Times are medians, with quartiles in brackets. × says how much longer something else takes: the median, over the
 rounds of one run, of its time over ours in the same round, in which all run one right after the other (on a GPU each
-beside ours alone). `dense` is the
-plain formula, `compile` is `torch.compile` of it for that shape alone, `authors` the formula of the authors'
-published code, which broadcasts; `lightly` and `metric-learning` are the NT-Xent of lightly and
-pytorch-metric-learning, beside the dense KL in the whole loss. cut-cross-entropy and Inf-CL have no loss that leaves
-a row's similarity with itself out, so they do not apply. The bound is the least time of the [counted
-work](derivation.md#what-it-costs), products and exponentials, at the rates that the machine reached in the same run;
-its percents are of forward, backward and both. Before a short pass of a contender on a CPU, the others' threads get
+beside ours alone); there are 5 rounds at the least and up to 60 of short ones. `dense` is the plain formula, `compile`
+is `torch.compile` of it for that shape alone, `authors` the formula of the authors' published code, which broadcasts;
+`lightly` and `metric-learning` are the NT-Xent of lightly and pytorch-metric-learning, beside the dense KL in the whole
+loss. cut-cross-entropy and Inf-CL have no loss that leaves a row's similarity with itself out, so they do not apply.
+The bound is the least time of the [counted work](derivation.md#what-it-costs), products and exponentials, at the rates
+that the machine reached in the same run; its percents are of forward, backward and both; more than 100 says that
+something else ran while the rates were measured. Before a short pass of a contender on a CPU, the others' threads get
 time to fall asleep. "Does not fit" is a forecast from smaller sizes against the memory that was free. Memory is what
 a pass takes above its inputs, at most, on a CPU the growth of the resident set; errors are relative, of the value and
-of all gradients, against the dense formula in float64.
+of all gradients, against the dense formula in float64, up to N = 1024 (on a GPU 4096).
 
 Views and steps: torchvision v2 runs on one core, a view of an image at a time, as a worker of a DataLoader does, one
 of the four views is timed and counts four times; ours and kornia have all threads. `authors` of a step and of
@@ -56,8 +57,8 @@ move is an image read and four views written.
 
 Kernels on a GPU: the time of each in the profiler, beside the work that it runs (in brackets the part of it that is
 needed), the bound of what is needed at the rates of that run, and what its machine code predicts where the static
-roofline has the same code: all pipes busy to products in turns with the rest, every multiprocessor busy, at the clock
-rate that the measured exponentials stand for.
+roofline has the same code: all pipes busy to products in turns with the rest, of the multiprocessor that has most to
+do, at the clock rate that the measured exponentials stand for.
 """
 
 NO_GPU = """
@@ -73,20 +74,22 @@ The time of each kernel is unmeasured too; below is what their machine code pred
 UNMEASURED = """**No time has been measured on a GPU yet**: the kernels were checked value by value in Triton's
 interpreter and compiled for sm_80, sm_90, sm_100, sm_120 and gfx942, where the compiler's report chose the tiles. What
 their machine code [says of an H200](docs/performance.md#aims), counted and not run, of the whole loss at N = 4096 in
-bfloat16: {foreseen}."""
+bfloat16: {foreseen}. The captured step and the views' kernel have not run on a GPU either."""
 
 AIMS = """
 ## Aims
 
 On one H200, bfloat16, the whole loss at D = 128, forward and backward; medians. *Counted* is what the machine code of
-the two large kernels says, not a measurement: on {multiprocessors} multiprocessors, if they kept to {clock:g} GHz, from
-all pipes busy at once to products in turns with everything else. Launches, latencies and the device's memory come on
-top. The MiB are those of all buffers, gradients included.
+the two large kernels says, not a measurement: of that of {multiprocessors} multiprocessors that has most to do, if it
+kept to {clock:g} GHz, from all pipes busy at once to products in turns with everything else. Launches, latencies and
+the device's memory come on top. The MiB are those of all buffers, gradients included.
 
 """
 CLOCK = 1.8e9
 """Hz that a prediction is given in seconds for; an H200's boost clock is 1.98 GHz, under load it is less."""
 AIMED_AT = "sm_90"
+RATED = {"views": "views/s", "step": "images/s", "pretraining": "images/s"}
+"""Kinds of benchmarks that have a rate, and its unit."""
 
 AIMED = {
     256: "at most 25 µs a replay",
@@ -111,7 +114,7 @@ def write_page(records: Sequence[Record], plots: Path) -> str:
     """The page's text; the pictures are written into the folder ``plots``."""
     plots.mkdir(parents=True, exist_ok=True)
     parts = [HEAD]
-    if not any(record.device == "cuda" for record in records):
+    if not any(record.has_gpu_times for record in records):
         parts.append(NO_GPU)
     aims = AIMS.format(multiprocessors=MULTIPROCESSORS[AIMED_AT], clock=CLOCK / 1e9)
     parts += [aims, "\n".join(_aims(records)), "\n"]
@@ -134,7 +137,7 @@ def _aims(records: Sequence[Record]) -> list[str]:
     rows = [[f"N = {N}", aim, _foreseen(N)] for N, aim in AIMED.items()]
     rows.append(["step, two resnet18", "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step", "–"])
     head = ["", "aim", "counted"]
-    for record in (record for record in records if record.device == "cuda"):
+    for record in (record for record in records if record.has_gpu_times):
         head.append(record.name)
         found = [[_reached(info) for info in record.of("loss", "dogo_loss", "cuda") if _is_aim(info, N)] for N in AIMED]
         found.append([_stepped(info) for info in record.of("step", device="cuda") if info["backbone"] == "resnet18"])
@@ -153,13 +156,14 @@ def _foreseen(N: int) -> str:
         return "–"
     report = json.loads(path.read_text())
     case = Case("dogo_loss", "bfloat16", MIDDLE, N, "static")._asdict()
-    tiled = [each for each in report["predictions"] if each["case"] == case and each["clocks_in_turns"] is not None]
+    kernels = [each for each in report["predictions"] if each["case"] == case and each["kernel"] in PASSES]
     buffers = [each["bytes"] for each in report["buffers"] if each["case"] == case]
-    if not (tiled and buffers):
+    both = [found for each in kernels if (found := seconds(each, CLOCK)) is not None]
+    if len(both) != len(PASSES) or not buffers:
         return "–"
-    times = [sum(values) for values in zip(*(seconds(each, CLOCK) or () for each in tiled), strict=True)]
-    least = sum(each["clocks_needed"] for each in tiled) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
-    limiters = dict.fromkeys(each["limiter"] for each in tiled)
+    times = [sum(values) for values in zip(*both, strict=True)]
+    least = sum(each["clocks_needed"] for each in kernels) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
+    limiters = dict.fromkeys(each["limiter"] for each in kernels)
     return ", ".join(
         [
             " to ".join(number(1e6 * time) for time in times) + " µs",
@@ -267,7 +271,8 @@ def _noise(path: Path) -> str:
             f"## What counts as slower: {noise['machine']['name']}",
             "",
             f"`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard",
-            f"deviations of {runs} runs of the same code ([record]({_link(path)})).",
+            f"deviations of {runs} runs of the same code, each ratio's own or the median of all, whichever is larger",
+            f"([record]({_link(path)})).",
             "",
             *table(["ratio", "middle", "band", "ours slower by more than, %"], rows),
             "",
@@ -275,60 +280,63 @@ def _noise(path: Path) -> str:
     )
 
 
-def readme_figures(records: Sequence[Record]) -> str:
-    """The two pictures that matter, and a table of the record they are of."""
+def readme_figures(records: Sequence[Record], drawn: Container[str]) -> str:
+    """The two pictures that matter, if they were drawn, a table of the record they are of, and where ours is no faster.
+
+    Args:
+        records: those with times of a GPU first.
+        drawn: names of the pictures there are.
+    """
     record = records[0]
     name = record.path.stem.removeprefix("benchmark-")
-    lines = [f"![{ALTERNATIVES[kind]}](docs/plots/{kind}-{name}.svg)" for kind in ("time", "memory")]
-    rows = []
-    for info in record.of("loss", device=record.device):
-        if info["D"] == MIDDLE and info["N"] in (256, 4096):
-            memory = number(info["memory_bytes"]["ours"] / 2**20)
-            rows.append(
-                [
-                    f"{tables.TITLES[info['loss']]}, N = {info['N']}, {info['dtype']}",
-                    f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory} MiB",
-                    _others({name: values["both"] for name, values in info["faster_than"].items()}),
-                ]
-            )
-    for kind, unit in (("views", "views/s"), ("step", "images/s"), ("pretraining", "images/s")):
-        for info in record.of(kind):
-            title = f"{kind}: {tables.describe(info)}"
-            rows.append([title, f"{number(info['per_second']['ours'][1])} {unit}", _others(info["faster_than"])])
-    made = (
-        f"{record.name}, {record.machine['threads']} threads; `make bench`, [record]({record.path.relative_to(ROOT)})."
-    )
+    pictures = {kind: f"{kind}-{name}.svg" for kind in ("time", "memory")}
+    lines = [f"![{ALTERNATIVES[kind]}](docs/plots/{file})" for kind, file in pictures.items() if file in drawn]
+    link = f"[record]({record.path.relative_to(ROOT)})"
+    head = [f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"]
     lines += [
+        *([""] if lines else []),
+        f"{record.name}, {record.machine['threads']} threads; `make bench`, {link}.",
         "",
-        made,
+        *table(head, _figures(record)),
         "",
-        *table([f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"], rows),
+        _slower(records),
     ]
-    lines += ["", _slower(record)]
-    if record.device != "cuda":
+    if not any(record.has_gpu_times for record in records):
         lines += ["", UNMEASURED.format(foreseen=_foreseen(4096))]
     return "\n".join(lines)
 
 
-def _slower(record: Record) -> str:
-    """Where something else takes no longer than ours."""
-    found = [
-        f"{name} {number(values['both'][1], 2)} ({tables.TITLES[info['loss']]}, N = {info['N']}, D = {info['D']}, "
-        f"{info['dtype']})"
-        for info in record.of("loss", device=record.device)
-        for name, values in info["faster_than"].items()
-        if values["both"][1] <= 1
-    ]
-    found += [
-        f"{name} {number(values[1], 2)} ({info['kind']}: {tables.describe(info)})"
-        for info in record.infos
-        if info["kind"] != "loss"
-        for name, values in info["faster_than"].items()
-        if values[1] <= 1
-    ]
-    if not found:
-        return "Nothing in that record takes less time than ours."
-    return f"Where ours is no faster, as a part of our time: {'; '.join(found)}."
+def _figures(record: Record) -> Iterable[Sequence[str]]:
+    for info in record.of("loss", device=record.device):
+        if info["D"] == MIDDLE and info["N"] in (256, 4096):
+            memory = number(info["memory_bytes"]["ours"] / 2**20)
+            yield [
+                f"{tables.TITLES[info['loss']]}, N = {info['N']}, {info['dtype']}",
+                f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory} MiB",
+                _others({name: values["both"] for name, values in info["faster_than"].items()}),
+            ]
+    for kind, unit in RATED.items():
+        for info in record.of(kind):
+            title = f"{kind}: {tables.describe(info)}"
+            yield [title, f"{number(info['per_second']['ours'][1])} {unit}", _others(info["faster_than"])]
+
+
+def _slower(records: Sequence[Record]) -> str:
+    """Where something else takes no longer than ours, on any machine and device that there is a record of."""
+    found = []
+    for record in records:
+        for info in record.of("loss"):
+            what = f"{tables.TITLES[info['loss']]}, {info['device'].upper().replace('CUDA', 'GPU')}, "
+            what += f"N = {info['N']}, D = {info['D']}, {info['dtype']}"
+            found += [(name, values["both"][1], what) for name, values in info["faster_than"].items()]
+        for kind in RATED:
+            for info in record.of(kind):
+                what = f"{kind}: {tables.describe(info)}"
+                found += [(name, values[1], what) for name, values in info["faster_than"].items()]
+    slower = [f"{name} {number(ratio, 2)} ({what})" for name, ratio, what in found if ratio <= 1]
+    if not slower:
+        return "Nothing in the records takes less time than ours."
+    return f"Where ours is no faster, as a part of our time: {'; '.join(slower)}."
 
 
 def _others(ratios: dict[str, Sequence[float]]) -> str:
@@ -379,10 +387,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise NotARecord(f"no record in {RESULTS}: make one with make bench")
         with tempfile.TemporaryDirectory() as scratch:
             page = write_page(records, Path(scratch))
+            drawn = {path.name for path in Path(scratch).iterdir()}
+            readme = with_figures(README.read_text(), readme_figures(records, drawn))
             stale = stale_plots(PLOTS, Path(scratch))
             if not options.check:
                 _replace_plots(PLOTS, Path(scratch))
-        readme = with_figures(README.read_text(), readme_figures(records))
     except NotARecord as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

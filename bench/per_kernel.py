@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from dogo_fast.compile_report import Case, Launch
+from dogo_fast.compile_report import MULTIPROCESSORS, Case, Launch
 from dogo_fast.work import Shape, Work, done, needed
 
 from .timing import quartiles
@@ -48,8 +48,16 @@ def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str,
         times = seconds_by_kernel(events, Counter(each.kernel.__name__ for each in launches), len(passes))
     except Exception as error:  # CUPTI may be missing, forbidden or in another profiler's hands
         return {"case": case._asdict(), "unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    kernels = [join(name, launches, seconds, case, rates) for name, seconds in times.items()]
-    return {"case": case._asdict(), "passes": len(passes), "rates": rates, "kernels": kernels}
+    from dogo_fast.ops import launch
+
+    device = next(value.device for value in launches[0].values.values() if isinstance(value, Tensor))
+    return {
+        "case": case._asdict(),
+        "passes": len(passes),
+        "rates": rates,
+        "multiprocessors": launch.multiprocessors(device),
+        "kernels": [join(name, launches, seconds, case, rates) for name, seconds in times.items()],
+    }
 
 
 def listen(run: Callable[[], Any]) -> list[Launch]:
@@ -132,6 +140,7 @@ def join(
         "kernel": name,
         "tile": own[0].tile,
         "warps": own[0].switches["num_warps"],
+        "programs": sum(int(torch.Size(each.grid).numel()) for each in own),
         "seconds": middle,
         "run": run,
         "needed": least,
@@ -155,19 +164,27 @@ def predicted_seconds(row: Mapping[str, Any], measured: Mapping[str, Any], stati
     """What the static roofline predicts of a kernel, all pipes busy at once and, of tiles, in turns; None if it knows
     no code like it.
 
-    Every multiprocessor is taken to be busy, at the clock rate that the measured exponentials stand for, 16 a clock.
-    Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N².
+    Of the multiprocessor that has most, at the clock rate that the measured exponentials stand for, 16 a clock and
+    multiprocessor. Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N², and where N is not
+    that of the prediction programs are taken to be alike.
     """
-    from dogo_fast.roofline import ARCHITECTURES
+    from dogo_fast.roofline import ARCHITECTURES, busiest
 
-    case = Case(**measured["case"])
+    case, count = Case(**measured["case"]), measured["multiprocessors"]
     if (case.loss, row["kernel"]) == ("similarity_kl", "gradient_kernel"):
         return None  # there the static roofline's teacher learns too
     pairs = 4 * case.N * case.D**2 if case.loss == "augment" else case.N**2
-    for each in static:
+    even = busiest([1.0] * row["programs"], count)
+    likely = sorted(static, key=lambda each: each["case"]["N"] != case.N)
+    for each in likely:
         alike = Case(**each["case"])._replace(N=case.N) == case and each["clocks_overlapped"] is not None
         if alike and all(each[what] == row[what] for what in ("kernel", "tile", "warps")):
-            a_clock = measured["rates"]["exp2"] / ARCHITECTURES[each["target"]].special_lanes  # of all multiprocessors
-            clocks = [each["clocks_overlapped"], each["clocks_in_turns"]]
-            return [pairs * value / a_clock for value in clocks if value is not None]
+            clock = measured["rates"]["exp2"] / (ARCHITECTURES[each["target"]].special_lanes * count)
+            same = each["case"]["N"] == case.N and count == MULTIPROCESSORS[each["target"]]
+            found = []
+            for what in ("overlapped", "in_turns"):
+                share = each[f"busiest_{what}"] if same else None
+                if each[f"clocks_{what}"] is not None:
+                    found.append(pairs * each[f"clocks_{what}"] * (even if share is None else share) / clock)
+            return found
     return None

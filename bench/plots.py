@@ -49,6 +49,8 @@ COLOURS = {
     "eager": "#457b9d",
 }
 
+OTHER = "#000000"
+
 IDENTIFIER = "data {}, drawing {}"
 UNSEALED = IDENTIFIER.format(64 * "0", 64 * "0")
 
@@ -115,7 +117,12 @@ def _against_n(
                 data.append([dtype, name, points])
                 width = 2.4 if name == "ours" else 1.2
                 panel.plot(
-                    *zip(*points, strict=True), "o-", color=COLOURS[name], label=name, lw=width, ms=3 + width / 2
+                    *zip(*points, strict=True),
+                    "o-",
+                    color=COLOURS.get(name, OTHER),
+                    label=name,
+                    lw=width,
+                    ms=3 + width / 2,
                 )
         panel.set(xscale="log", yscale="log", xlabel="N (images a batch)", title=f"{dtype}, D = {MIDDLE}")
         sizes = [info["N"] for info in infos]
@@ -164,7 +171,7 @@ def _rates(record: Record, dtypes: list[str]) -> Picture | None:
     place, ticks, labels, rates = 0.0, [], [], []
     for info in infos:
         for name, values in info["per_second"].items():
-            panel.barh(place, values[1], height=0.8, color=COLOURS[name])
+            panel.barh(place, values[1], height=0.8, color=COLOURS.get(name, OTHER))
             ticks.append(place)
             labels.append(f"{describe(info)}: {name}")
             rates.append(values[1])

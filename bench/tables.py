@@ -21,8 +21,9 @@ TITLES = {
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Aligned columns: the first, which says what a row is, to the left, all others to the right."""
-    cells = [head, *rows]
+    """Aligned columns: the first, which says what a row is, to the left, all others to the right. A bar in a cell, as
+    an error's message may have, becomes a slash."""
+    cells = [[cell.replace("|", "/") for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     first, *others = widths
     lines = [f"| {row[0].ljust(first)} | " + " | ".join(map(str.rjust, row[1:], others)) + " |" for row in cells]
@@ -93,9 +94,9 @@ def _ratio(info: dict[str, Any], name: str) -> str:
     return str(info["missing"].get(name, "–")).split(":")[0]
 
 
-def memory_table(record: Record, device: str) -> list[str]:
-    """Memory above the inputs, and errors against float64, of the whole loss."""
-    infos = list(record.of("loss", "dogo_loss", device))
+def memory_table(record: Record, loss: str, device: str) -> list[str]:
+    """Memory above the inputs, and errors against float64."""
+    infos = list(record.of("loss", loss, device))
     present = ["ours", *(name for name in CONTENDERS if any(name in info["memory_bytes"] for info in infos))]
     head = ["dtype", "N", "D", *(f"{name}, MiB" for name in present), "error: ours", "dense"]
     rows = []
@@ -174,7 +175,7 @@ def kernel_table(record: Record) -> list[str]:
         case = measured["case"]
         what = [f"{case['loss']}, {case['variant']}", case["dtype"], str(case["D"]), str(case["N"])]
         if "unavailable" in measured:
-            rows.append([*what, f"unmeasured: {measured['unavailable']}".replace("|", "/"), *["–"] * (len(head) - 5)])
+            rows.append([*what, f"unmeasured: {measured['unavailable']}", *["–"] * (len(head) - 5)])
         for row in measured.get("kernels", ()):
             predicted = predicted_seconds(row, measured, static)
             run, least = row["run"], row["needed"]
@@ -204,8 +205,9 @@ def sections(record: Record) -> list[tuple[str, list[str]]]:
         for loss, title in TITLES.items():
             if any(record.of("loss", loss, device)):
                 found.append((title + where, loss_table(record, loss, device)))
-        if any(record.of("loss", "dogo_loss", device)):
-            found.append((f"Memory and error of the whole loss{where}", memory_table(record, device)))
+        for loss, title in TITLES.items():
+            if any(record.of("loss", loss, device)):
+                found.append((f"Memory and error: {title}{where}", memory_table(record, loss, device)))
     for kind, title in (("views", "Views"), ("step", "Training steps"), ("pretraining", "Pretraining, end to end")):
         if any(record.of(kind)):
             found.append((title, rate_table(record, kind)))

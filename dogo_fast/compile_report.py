@@ -11,6 +11,7 @@ import argparse
 import itertools
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -285,6 +286,31 @@ def compile_case(case: Case, targets: tuple[str, ...]) -> list[Compiled]:
     return [compile_launch(launch, target, case) for target in targets for launch in launches(case, target)]
 
 
+def versions() -> dict[str, str | None]:
+    """Of what made the report; ``commit`` is None outside a repository, and ends in "+" with uncommitted changes."""
+    import triton
+
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str | None:
+        if not (root / ".git").exists():
+            return None
+        try:
+            command = ["git", "-C", str(root), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    changed = "+" if commit and git("status", "--porcelain", "--", "dogo_fast", "kernels") else ""
+    return {
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "commit": commit and commit + changed,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dogo_fast.compile_report", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
@@ -293,11 +319,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it")
-    import triton
-
     spilling = 0
     lines = [
-        f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}",
+        ", ".join(f"{name} {value}" for name, value in versions().items()),
         "registers and spilled bytes a thread, shared memory in bytes a program, instructions as in the code",
         HEADER,
     ]

@@ -21,12 +21,11 @@ are not matched.
 """
 
 import argparse
+import heapq
 import json
 import os
-import platform
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -144,9 +143,9 @@ class LoopPrediction:
 @dataclass
 class Prediction:
     """One kernel of one case. Clocks are of one multiprocessor for each of N² pairs of rows (a pixel of a view for the
-    augmentation), None where the kernel has no tiles; ``share_*``: the bound as a part of them. ``busiest``: the part
-    of the launch's programs that one multiprocessor has, if they are dealt out evenly. ``bytes_moved``: of inputs read
-    once and outputs written once, where that is what counts."""
+    augmentation), None where the kernel has no tiles; ``share_*``: the bound as a part of them; ``busiest_*``: the part
+    of the launch's clocks that the multiprocessor has that has most. ``bytes_moved``: of inputs read once and outputs
+    written once, where that is what counts."""
 
     target: str
     case: Case
@@ -158,7 +157,6 @@ class Prediction:
     shared: int
     programs: int
     programs_held: int
-    busiest: float
     instructions: int
     loops: list[LoopPrediction] = field(default_factory=list)
     limiter: str = "memory"
@@ -166,6 +164,8 @@ class Prediction:
     needed_limiter: str | None = None
     clocks_overlapped: float | None = None
     clocks_in_turns: float | None = None
+    busiest_overlapped: float | None = None
+    busiest_in_turns: float | None = None
     bytes_moved: int | None = None
     unmatched: list[str] = field(default_factory=list)
 
@@ -318,12 +318,10 @@ def predict(launch: Launch, target: str, case: Case) -> Prediction:
     compiled = compile_report.build(launch, target)
     code = read(compiled.asm["cubin"])
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-    programs = int(torch.Size(launch.grid).numel())
     out = Prediction(
         target, case, launch.kernel.__name__, launch.tile, warps, code.registers, code.stack, shared,
-        programs=programs,
+        programs=int(torch.Size(launch.grid).numel()),
         programs_held=programs_held(code.registers, shared, warps, architecture),
-        busiest=-(-programs // MULTIPROCESSORS[target]) / programs,
         instructions=len(code.instructions),
     )  # fmt: skip
     if "BLOCK_M" in launch.values:
@@ -348,14 +346,17 @@ def _predict_tiles(out: Prediction, code: Code, launch: Launch, architecture: Ar
         else:
             out.loops.append(predicted)
     pipes, overlapped, in_turns = dict.fromkeys(PIPES, 0.0), 0.0, 0.0
+    tile_clocks: list[tuple[TileLoop, float, float]] = []
     for kind in tiles.kinds:
         alike = [loop for loop in out.loops if loop.name == kind.name]
         if not alike:
             out.unmatched.append(kind.name)
             continue
         share = kind.tiles / len(alike) / case.N**2
-        overlapped += share * sum(max(loop.clocks.values()) for loop in alike)
-        in_turns += share * sum(loop.in_turns for loop in alike)
+        at_once, turns = sum(max(loop.clocks.values()) for loop in alike), sum(loop.in_turns for loop in alike)
+        overlapped += share * at_once
+        in_turns += share * turns
+        tile_clocks.append((kind, at_once / len(alike), turns / len(alike)))
         for pipe in PIPES:
             pipes[pipe] += share * sum(loop.clocks[pipe] for loop in alike)
     if out.unmatched:
@@ -363,6 +364,9 @@ def _predict_tiles(out: Prediction, code: Code, launch: Launch, architecture: Ar
         return
     out.limiter = max(pipes, key=lambda pipe: pipes[pipe])
     out.clocks_overlapped, out.clocks_in_turns = overlapped, in_turns
+    count = MULTIPROCESSORS[out.target]
+    out.busiest_overlapped = busiest(program_clocks(launch, {kind: clocks for kind, clocks, _ in tile_clocks}), count)
+    out.busiest_in_turns = busiest(program_clocks(launch, {kind: clocks for kind, _, clocks in tile_clocks}), count)
     least = _needed(case, out.kernel, values)
     clocks = {
         "tensor" if case.dtype != "float32" else "fp32": least.flop / architecture.product_rate(OPERANDS[case.dtype]),
@@ -370,6 +374,30 @@ def _predict_tiles(out: Prediction, code: Code, launch: Launch, architecture: Ar
     }
     out.needed_limiter = max(clocks, key=lambda pipe: clocks[pipe])
     out.clocks_needed = clocks[out.needed_limiter] / case.N**2
+
+
+def program_clocks(launch: Launch, clocks: Mapping[TileLoop, float]) -> list[float]:
+    """Of every program of a launch, in the order of its grid, if all its tiles take the clocks of their kind.
+
+    Programs are alike, but for the statistics of NT-Xent and the KL together: a row block of view a has a tile of its
+    own view for each peer, and one of both peers; one of view b has two for each peer.
+    """
+    values, programs = launch.values, int(torch.Size(launch.grid).numel())
+    kinds = {len(kind.widths): value for kind, value in clocks.items()}
+    if launch.kernel.__name__ != "statistics_kernel" or not (values["NT"] and values["KL"]):
+        return [1.0] * programs
+    blocks_a = -(-values["rows_a"] // values["BLOCK_M"])
+    in_a, in_b = 2 * kinds[1] + kinds[2], 4 * kinds[1]
+    return [in_a if number % launch.grid[0] < blocks_a else in_b for number in range(programs)]
+
+
+def busiest(programs: Sequence[float], multiprocessors: int) -> float:
+    """The part of all programs' clocks that the multiprocessor has that has most, if each, in order, goes to the one
+    that is free first, and each has one at a time."""
+    free = [0.0] * multiprocessors
+    for clocks in programs:
+        heapq.heapreplace(free, free[0] + clocks)
+    return max(free) / sum(programs)
 
 
 def _needed(case: Case, kernel: str, values: Mapping[str, Any]) -> Work:
@@ -436,11 +464,11 @@ def predict_case(case: Case, target: str) -> tuple[list[Prediction], int]:
 def seconds(prediction: Mapping[str, Any], clock: float) -> tuple[float, float] | None:
     """What a recorded prediction says of a kernel of tiles at ``clock`` Hz: all pipes busy at once, and in turns; of
     the busiest multiprocessor. None where the kernel has no tiles."""
-    clocks = prediction["clocks_overlapped"], prediction["clocks_in_turns"]
-    if None in clocks:
+    if prediction["busiest_in_turns"] is None:
         return None
-    scale = prediction["case"]["N"] ** 2 * prediction["busiest"] / clock
-    return scale * clocks[0], scale * clocks[1]
+    pairs = prediction["case"]["N"] ** 2
+    overlapped = pairs * prediction["clocks_overlapped"] * prediction["busiest_overlapped"]
+    return overlapped / clock, pairs * prediction["clocks_in_turns"] * prediction["busiest_in_turns"] / clock
 
 
 LEGEND = """\
@@ -525,31 +553,6 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     return asdict(prediction) | {"case": case, "loops": loops} | shares
 
 
-def versions() -> dict[str, str | None]:
-    """Of what made the report; ``commit`` is None outside a repository, and ends in "+" with uncommitted changes."""
-    import triton
-
-    root = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str | None:
-        if not (root / ".git").exists():
-            return None
-        try:
-            command = ["git", "-C", str(root), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit = git("rev-parse", "HEAD")
-    changed = "+" if commit and git("status", "--porcelain", "--", "dogo_fast", "kernels") else ""
-    return {
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "commit": commit and commit + changed,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dogo_fast.roofline", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--targets", nargs="+", default=["sm_90"], choices=list(ARCHITECTURES))
@@ -558,7 +561,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it")
-    made_by = versions()
+    made_by = compile_report.versions()
     text = [LEGEND, ", ".join(f"{name} {value}" for name, value in made_by.items()), "", HEADER]
     print("\n".join(text), flush=True)
     predictions: list[Prediction] = []

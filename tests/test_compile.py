@@ -68,7 +68,8 @@ def test_hopper_uses_its_tensor_cores_without_spilling_at_the_usual_width(rows: 
     for row in hopper:
         assert int(row["spilled"]) == 0, row
     for row in tiled:
-        assert int(row["HGMMA"]) > 0, row
+        rows_of_tile = int((row["tile"] or "").partition("x")[0])
+        assert (int(row["HGMMA"]) > 0) == (rows_of_tile >= 64), row  # fewer are multiplied as on older GPUs
 
 
 def test_views_are_made_in_registers(rows: list[dict[str, str]]) -> None:

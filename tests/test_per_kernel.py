@@ -142,26 +142,32 @@ def test_every_kernel_of_a_loss_has_work(loss: str) -> None:
 
 
 STATIC = {"target": "sm_90", "case": CASE._asdict(), "kernel": "gradient_kernel", "tile": "128x64", "warps": 8}
-STATIC |= {"clocks_overlapped": 1.5, "clocks_in_turns": 2.5}
+STATIC |= {"clocks_overlapped": 1.5, "clocks_in_turns": 2.5, "busiest_overlapped": 1 / 100, "busiest_in_turns": 1 / 80}
 
 
 def test_predictions_are_of_the_same_code() -> None:
-    """N² pairs of 1.5 clocks, 4·10¹² / 16 clocks a second."""
-    row = {"kernel": "gradient_kernel", "tile": "128x64", "warps": 8}
+    """N² pairs of 1.5 clocks, 4·10¹² / 16 clocks a second of 132 multiprocessors; of these a hundredth, or an eightieth
+    in turns, is the busiest one's, or where N or the GPU is another what 256 programs that are alike give it."""
+    row = {"kernel": "gradient_kernel", "tile": "128x64", "warps": 8, "programs": 256}
+    clock = 4e12 / 16 / 132
 
-    def of(case: Case = CASE, **changed: Any) -> list[float] | None:
-        return predicted_seconds(row | changed, {"case": case._asdict(), "rates": RATES}, [STATIC])
+    def of(case: Case = CASE, count: int = 132, **changed: Any) -> list[float] | None:
+        measured = {"case": case._asdict(), "rates": RATES, "multiprocessors": count}
+        return predicted_seconds(row | changed, measured, [STATIC])
 
-    assert of() == pytest.approx([PAIRS * 1.5 / 2.5e11, PAIRS * 2.5 / 2.5e11])
-    assert of(CASE._replace(N=8192)) == pytest.approx([4 * PAIRS * 1.5 / 2.5e11, 4 * PAIRS * 2.5 / 2.5e11])
+    assert of() == pytest.approx([PAIRS * 1.5 / 100 / clock, PAIRS * 2.5 / 80 / clock])
+    assert of(CASE._replace(N=8192)) == pytest.approx([4 * PAIRS * each * 2 / 256 / clock for each in (1.5, 2.5)])
+    assert of(count=66) == pytest.approx([PAIRS * each * 4 / 256 / (2 * clock) for each in (1.5, 2.5)])
     for other in (of(CASE._replace(D=64)), of(CASE._replace(dtype="float16")), of(tile="64x64"), of(warps=4)):
         assert other is None
     views = Case("augment", "bfloat16", 32, 1024, "cifar")
-    static = STATIC | {"case": views._replace(N=256)._asdict(), "clocks_in_turns": None}
-    found = predicted_seconds(row, {"case": views._asdict(), "rates": RATES}, [static])
-    assert found == pytest.approx([4 * 1024 * 32**2 * 1.5 / 2.5e11])
+    static = STATIC | {"case": views._replace(N=256)._asdict(), "clocks_in_turns": None, "busiest_in_turns": None}
+    measured = {"case": views._asdict(), "rates": RATES, "multiprocessors": 132}
+    found = predicted_seconds(row, measured, [static])
+    assert found == pytest.approx([4 * 1024 * 32**2 * 1.5 * 2 / 256 / clock])
     teaching = CASE._replace(loss="similarity_kl")._asdict()
-    assert predicted_seconds(row, {"case": teaching, "rates": RATES}, [STATIC | {"case": teaching}]) is None
+    measured = measured | {"case": teaching}
+    assert predicted_seconds(row, measured, [STATIC | {"case": teaching}]) is None
 
 
 def record_of(kernels: list[dict[str, Any]]) -> records.Record:
@@ -171,7 +177,7 @@ def record_of(kernels: list[dict[str, Any]]) -> records.Record:
     gpu = {"name": "Made-up GPU", "driver": "1", "cuda": "13.0", "architecture": "sm_90"}
     infos = [dict(info) for info in cpu.infos]
     for info, each in zip((info for info in infos if info["kind"] == "loss"), kernels, strict=False):
-        info["kernels"] = each
+        info |= {"kernels": each, "device": "cuda"}
     return records.Record(path, cpu.machine | {"gpu": gpu}, cpu.grid, cpu.commit, tuple(infos))
 
 
@@ -182,7 +188,7 @@ def test_the_page_has_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = [
         join(name, recorded, [200e-6, 210e-6, 230e-6], CASE, RATES) for name in ("normalize_kernel", "gradient_kernel")
     ]
-    measured = {"case": CASE._asdict(), "passes": 3, "rates": RATES, "kernels": rows}
+    measured = {"case": CASE._asdict(), "passes": 3, "rates": RATES, "multiprocessors": 132, "kernels": rows}
     unseen = {"case": CASE._replace(N=64)._asdict(), "unavailable": "Incomplete: none | at all"}
     text = page.write_page([record_of([measured, unseen])], tmp_path / "plots")
     lines = text[text.index("### Kernels on the GPU") :].split("\n")[2:7]
@@ -190,7 +196,7 @@ def test_the_page_has_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     what = ["dogo_loss, static", "bfloat16", "128", "4096"]
     assert cells[0][4:9] == ["kernel", "tile", "µs", "predicted, µs", "GFLOP"]
     assert cells[2] == [*what, "normalize", "4 warps", "210 (205–220)", "–", "–", "–", "8.45", "2.11", "memory", "1"]
-    gradient = ["gradient", "128x64, 8 warps", "210 (205–220)", "101 to 168", "85.9 (51.5)", "268 (101)"]
+    gradient = ["gradient", "128x64, 8 warps", "210 (205–220)", "133 to 277", "85.9 (51.5)", "268 (101)"]
     assert cells[3][:10] == [*what, *gradient] and cells[3][11:] == ["103", "products", "49"]
     assert cells[4][3:6] == ["64", "unmeasured: Incomplete: none / at all", "–"]
     assert {len(row) for row in cells} == {14} and "unmeasured too" not in text

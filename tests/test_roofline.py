@@ -209,15 +209,30 @@ def test_products_that_do_not_say_their_shape() -> None:
 
 
 def test_seconds_are_those_of_the_busiest_multiprocessor(compiled: dict[Any, Any]) -> None:
-    """Of 132; N = 4096 in tiles of 128 rows: 64 row blocks, in 4 parts of the keys or for each of 2 peers."""
+    """Of 132; N = 4096 in tiles of 128 rows: 64 row blocks, in 4 parts of the keys or for each of 2 peers. Row blocks
+    of view a have two tiles of NT-Xent and one of both peers, those of view b four of NT-Xent."""
     statistics, gradient = (compiled["dogo_loss", f"{name}_kernel"] for name in ("statistics", "gradient"))
-    assert (statistics["programs"], statistics["busiest"]) == (256, 2 / 256)
-    assert (gradient["programs"], gradient["busiest"]) == (128, 1 / 128)
+    assert (statistics["programs"], gradient["programs"]) == (256, 128)
+    assert gradient["busiest_overlapped"] == gradient["busiest_in_turns"] == 1 / 128
+    clocks: dict[float, list[float]] = {1.0: [], 4.0: []}
+    for loop in statistics["loops"]:
+        clocks[loop["per_element"]["exp2"]].append(max(loop["clocks"].values()))
+    one, joint = (sum(values) / len(values) for values in clocks.values())
+    a, b = 2 * one + joint, 4 * one
+    assert a > b  # 128 of each, 32 of a and 32 of b in turn: the fifth 32 begin with four of a, where two of a meet
+    assert statistics["busiest_overlapped"] == pytest.approx(2 * a / (128 * (a + b)))
     found = roofline.seconds(gradient, 2e9)
     assert found == pytest.approx(
         [4096**2 * gradient[f"clocks_{name}"] / 128 / 2e9 for name in ("overlapped", "in_turns")]
     )
     assert roofline.seconds(compiled["dogo_loss", "finalize_kernel"], 2e9) is None
+
+
+def test_programs_go_to_the_multiprocessor_that_is_free_first() -> None:
+    assert roofline.busiest([1.0] * 4, 4) == roofline.busiest([1.0] * 4, 99) == 1 / 4
+    assert roofline.busiest([1.0] * 5, 4) == 2 / 5
+    assert roofline.busiest([3.0, 1.0, 1.0, 1.0], 2) == 3 / 6
+    assert roofline.busiest([1.0, 1.0, 1.0, 3.0], 2) == 4 / 6
 
 
 # The report
@@ -243,8 +258,8 @@ def test_lines_of_the_report() -> None:
                        "global_bytes"), 1.0), 3,
     )  # fmt: skip
     kernel = Prediction(
-        "sm_90", case, "gradient_kernel", "128x64", 8, 255, 0, 1024, 128, 1, 1 / 128, 7000, [loop], "tensor", 0.75,
-        "tensor", 1.5, 3.0,
+        "sm_90", case, "gradient_kernel", "128x64", 8, 255, 0, 1024, 128, 1, 7000, [loop], "tensor", 0.75, "tensor",
+        1.5, 3.0,
     )  # fmt: skip
     head, under = roofline.lines(kernel)
     assert head.split()[-11:] == ["1", "128", "750.0", "1500.0", "3000.0", "50", "25", "tensor", "(the", "bound:",

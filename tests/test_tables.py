@@ -14,6 +14,7 @@ KERNEL = {
     "kernel": "gradient_kernel",
     "tile": "64x32",
     "warps": 4,
+    "programs": 64,
     "seconds": [1e-5, 2e-5, 3e-5],
     "run": {"flop": 10, "exponentials": 20, "bytes": 30},
     "needed": {"flop": 1, "exponentials": 2, "bytes": 3},
@@ -35,7 +36,9 @@ def content() -> dict[str, Any]:
     run["machine_info"]["gpu"] = {"name": "Made-up GPU", "driver": "1", "cuda": "13.0", "architecture": "sm_90"}
     for info in (each["extra_info"] for each in run["benchmarks"]):
         info["device"] = "cuda"
-    by_kind["loss"]["extra_info"]["kernels"] = {"case": CASE, "passes": 3, "rates": RATES, "kernels": [KERNEL]}
+    by_kind["loss"]["extra_info"]["kernels"] = {
+        "case": CASE, "passes": 3, "rates": RATES, "multiprocessors": 132, "kernels": [KERNEL],
+    }  # fmt: skip
     by_kind["views"]["extra_info"]["kernels"] = {"case": CASE, "unavailable": "Incomplete"}
     by_kind["step"]["extra_info"]["gpu_idle_share"] = 0.1
     return copy.deepcopy(run)
