@@ -34,7 +34,8 @@ HEAD = """# Performance
 
 Made from the records in `bench/results/` by `make page`; nothing here is typed by hand. `make bench` makes such a
 record on your machine, `dogo-fast benchmark` from an installed package; with `--minutes 9` it begins no case after nine
-minutes, what the project is for first, and one that is ended keeps what it had measured.
+minutes, what the project is for first. A run that is ended leaves what it had measured beside the record, with
+`-incomplete` in its name; this page passes that over.
 
 Times are medians, with quartiles in brackets. × says how much longer something else takes: the median, over the
 rounds of one run, of its time over ours in the same round, in which all run one right after the other (on a GPU each
