@@ -47,13 +47,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """By suite, and in each the GPU's cases first; other tests that were asked for come before all."""
     suites = [f"test_{name}" for name in ORDER]
-    items.sort(key=lambda item: (suites.index(name) if (name := item.path.stem) in suites else -1, _is_on_cpu(item)))
 
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        suite = suites.index(item.path.stem) if item.path.stem in suites else -1
+        return suite, getattr(parameters.get("case"), "device", None) == "cpu"
 
-def _is_on_cpu(item: pytest.Item) -> bool:
-    """Where there is a GPU, its cases come first."""
-    return bool(getattr(getattr(item, "callspec", None), "params", {}).get("case", ("cuda",))[0] == "cpu")
+    items.sort(key=place)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
