@@ -26,9 +26,12 @@ SPAN_ROWS = 2048
 def padded_rows(rows: int) -> int:
     """Rows of a view in its buffer, zeros behind included: as many as the largest block that the view may be cut into.
 
-    ``rows`` may be symbolic: torch's functions keep one graph for all sizes.
+    ``rows`` may be symbolic: torch's functions keep one graph for all sizes. They take 2 µs, seven times a pass, and
+    Python's own 0.4.
     """
     whole = -(-rows // BLOCK_MULTIPLE) * BLOCK_MULTIPLE
+    if isinstance(rows, int):
+        return rows + min(LARGEST_BLOCK, max(SMALLEST_BLOCK, whole))
     padding: Any = torch.sym_min(LARGEST_BLOCK, torch.sym_max(SMALLEST_BLOCK, whole))
     padded: int = rows + padding
     return padded
