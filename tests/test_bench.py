@@ -396,14 +396,15 @@ def test_what_cannot_be_written_ends_the_suite_after_its_first_case(
 
 
 def test_settings_of_pytest_around_the_suite_do_not_count(tmp_path: Path) -> None:
-    command = benchmark._suite(
-        Path(benchmark.__file__).parents[1] / "bench", tmp_path, "smoke", (), tmp_path / "r", None
-    )
-    (tmp_path / "above").mkdir()
-    (tmp_path / "above" / "pytest.ini").write_text("[pytest]\naddopts = --version\n")
+    """As of a project whose virtual environment the suite is installed in."""
+    folder = tmp_path / "bench"
+    shutil.copytree(records.RESULTS.parent, folder, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -k nothing\n")
+    (tmp_path / "scratch").mkdir()
+    command = benchmark._suite(folder, tmp_path / "scratch", "smoke", (), tmp_path / "record.json", None)
     command = [each for each in command if not each.startswith("--parent")] + ["--collect-only"]
-    done = subprocess.run(command, cwd=tmp_path / "above", capture_output=True, text=True)
-    assert done.returncode == 0 and "12 tests collected" in done.stdout, done.stdout
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "12 tests collected" in done.stdout, done.stdout + done.stderr
 
 
 def test_what_the_minutes_do_not_suffice_for_is_skipped_by_name(
