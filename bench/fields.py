@@ -5,9 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-PARTS_OF_A_STEP = ("augmentation", "forward", "loss", "backward", "optimisers")
-
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FromZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**40)]

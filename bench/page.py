@@ -89,8 +89,6 @@ the device's memory come on top. The MiB are those of all buffers, gradients inc
 CLOCK = 1.8e9
 """Hz that a prediction is given in seconds for; an H200's boost clock is 1.98 GHz, under load it is less."""
 AIMED_AT = "sm_90"
-RATED = {"views": "views/s", "step": "images/s", "pretraining": "images/s"}
-"""Kinds of benchmarks that have a rate, and its unit."""
 
 AIMED = {
     256: "at most 25 µs a replay",
@@ -317,10 +315,10 @@ def _figures(record: Record) -> Iterable[Sequence[str]]:
                 f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory} MiB",
                 _others({name: values["both"] for name, values in info["faster_than"].items()}),
             ]
-    for kind, unit in RATED.items():
+    for kind in tables.RATED:
         for info in record.of(kind):
-            title = f"{kind}: {tables.describe(info)}"
-            yield [title, f"{number(info['per_second']['ours'][1])} {unit}", _others(info["faster_than"])]
+            rate = f"{number(info['per_second']['ours'][1])} {tables.unit(kind)}"
+            yield [f"{kind}: {tables.describe(info)}", rate, _others(info["faster_than"])]
 
 
 def _slower(records: Sequence[Record]) -> str:
@@ -328,10 +326,10 @@ def _slower(records: Sequence[Record]) -> str:
     found = []
     for record in records:
         for info in record.of("loss"):
-            what = f"{tables.TITLES[info['loss']]}, {info['device'].upper().replace('CUDA', 'GPU')}, "
+            what = f"{tables.TITLES[info['loss']]}, {tables.PLACES[info['device']]}, "
             what += f"N = {info['N']}, D = {info['D']}, {info['dtype']}"
             found += [(name, values["both"][1], what) for name, values in info["faster_than"].items()]
-        for kind in RATED:
+        for kind in tables.RATED:
             for info in record.of(kind):
                 what = f"{kind}: {tables.describe(info)}"
                 found += [(name, values[1], what) for name, values in info["faster_than"].items()]

@@ -9,15 +9,19 @@ from typing import Any
 from dogo_fast.work import PASSES, Shape, bound
 
 from .contenders import CONTENDERS
-from .fields import ITEMSIZES, PARTS_OF_A_STEP
+from .fields import PhaseShares
 from .per_kernel import predicted_seconds
 from .records import RESULTS, NotARecord, Record, load
 
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TITLES = {
     "dogo_loss": "Whole DoGo loss",
     "nt_xent": "NT-Xent alone",
     "similarity_kl": "Similarity KL alone, constant teacher",
 }
+RATED = {"views": "Views", "step": "Training steps", "pretraining": "Pretraining, end to end"}
+"""Titles of the kinds of benchmarks that have a rate."""
+PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -119,7 +123,6 @@ def rate_table(record: Record, kind: str) -> list[str]:
     """Views or images a second."""
     infos = list(record.of(kind))
     others = list(dict.fromkeys(name for info in infos for name in info["faster_than"]))
-    unit = "views" if kind == "views" else "images"
     rows = [
         [
             describe(info),
@@ -130,7 +133,12 @@ def rate_table(record: Record, kind: str) -> list[str]:
         for info in infos
     ]
     bound_of = ["% of a copy's rate"] if kind == "views" else []
-    return table(["", f"{unit}/s", *(f"× {name}" for name in others), *bound_of], rows)
+    return table(["", unit(kind), *(f"× {name}" for name in others), *bound_of], rows)
+
+
+def unit(kind: str) -> str:
+    """Of a rate."""
+    return "views/s" if kind == "views" else "images/s"
 
 
 def percent_of_copy(record: Record, info: dict[str, Any]) -> str:
@@ -145,7 +153,7 @@ def percent_of_copy(record: Record, info: dict[str, Any]) -> str:
 
 def describe(info: dict[str, Any]) -> str:
     """What views or steps were made of."""
-    where = {"cpu": "CPU", "cuda": "GPU"}[info["device"]]
+    where = PLACES[info["device"]]
     if info["kind"] == "views":
         return f"{where}, {info['size']} px, {info['recipe']}, {info['N']} images"
     if info["kind"] == "step":
@@ -156,12 +164,13 @@ def describe(info: dict[str, Any]) -> str:
 def phase_table(record: Record) -> list[str]:
     """Where the time of an eager step goes, and how long a GPU idles in a captured one."""
     infos = list(record.of("step"))
+    phases = list(PhaseShares.model_fields)
     rows = []
     for info in infos:
         idle = info.get("gpu_idle_share")
-        shares = [f"{100 * info['phase_shares'][phase][1]:.1f}" for phase in PARTS_OF_A_STEP]
+        shares = [f"{100 * info['phase_shares'][phase][1]:.1f}" for phase in phases]
         rows.append([describe(info), *shares, "–" if idle is None else f"{100 * idle:.1f}"])
-    return table(["", *(f"{phase}, %" for phase in PARTS_OF_A_STEP), "GPU idle, %"], rows)
+    return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
 
 
 def kernel_table(record: Record) -> list[str]:
@@ -201,14 +210,14 @@ def sections(record: Record) -> list[tuple[str, list[str]]]:
     """Title and table of everything a record has."""
     found = []
     for device in ("cuda", "cpu"):
-        where = {"cuda": ", GPU", "cpu": ", CPU"}[device] if record.device == "cuda" else ""
+        where = f", {PLACES[device]}" if record.device == "cuda" else ""
         for loss, title in TITLES.items():
             if any(record.of("loss", loss, device)):
                 found.append((title + where, loss_table(record, loss, device)))
         for loss, title in TITLES.items():
             if any(record.of("loss", loss, device)):
                 found.append((f"Memory and error: {title}{where}", memory_table(record, loss, device)))
-    for kind, title in (("views", "Views"), ("step", "Training steps"), ("pretraining", "Pretraining, end to end")):
+    for kind, title in RATED.items():
         if any(record.of(kind)):
             found.append((title, rate_table(record, kind)))
     if any(record.of("step")):
