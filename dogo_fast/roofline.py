@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -345,28 +346,28 @@ def _predict_tiles(out: Prediction, code: Code, launch: Launch, architecture: Ar
             out.unmatched.append(f"{loop.head:#x}")
         else:
             out.loops.append(predicted)
-    pipes, overlapped, in_turns = dict.fromkeys(PIPES, 0.0), 0.0, 0.0
-    tile_clocks: list[tuple[TileLoop, float, float]] = []
+    pipes = dict.fromkeys(PIPES, 0.0)
+    overlapped: dict[TileLoop, float] = {}
+    in_turns: dict[TileLoop, float] = {}
     for kind in tiles.kinds:
         alike = [loop for loop in out.loops if loop.name == kind.name]
         if not alike:
             out.unmatched.append(kind.name)
             continue
-        share = kind.tiles / len(alike) / case.N**2
-        at_once, turns = sum(max(loop.clocks.values()) for loop in alike), sum(loop.in_turns for loop in alike)
-        overlapped += share * at_once
-        in_turns += share * turns
-        tile_clocks.append((kind, at_once / len(alike), turns / len(alike)))
+        overlapped[kind] = fmean(max(loop.clocks.values()) for loop in alike)
+        in_turns[kind] = fmean(loop.in_turns for loop in alike)
         for pipe in PIPES:
-            pipes[pipe] += share * sum(loop.clocks[pipe] for loop in alike)
+            pipes[pipe] += kind.tiles * fmean(loop.clocks[pipe] for loop in alike)
     if out.unmatched:
         out.limiter = "unknown"
         return
     out.limiter = max(pipes, key=lambda pipe: pipes[pipe])
-    out.clocks_overlapped, out.clocks_in_turns = overlapped, in_turns
-    count = MULTIPROCESSORS[out.target]
-    out.busiest_overlapped = busiest(program_clocks(launch, {kind: clocks for kind, clocks, _ in tile_clocks}), count)
-    out.busiest_in_turns = busiest(program_clocks(launch, {kind: clocks for kind, _, clocks in tile_clocks}), count)
+    out.clocks_overlapped, out.clocks_in_turns = (
+        sum(kind.tiles * clocks for kind, clocks in each.items()) / case.N**2 for each in (overlapped, in_turns)
+    )
+    out.busiest_overlapped, out.busiest_in_turns = (
+        busiest(program_clocks(launch, each), MULTIPROCESSORS[out.target]) for each in (overlapped, in_turns)
+    )
     least = _needed(case, out.kernel, values)
     clocks = {
         "tensor" if case.dtype != "float32" else "fp32": least.flop / architecture.product_rate(OPERANDS[case.dtype]),
