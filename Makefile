@@ -47,25 +47,25 @@ RUNS ?= 1 2 3 4 5 6 7
 bench-check: $(VENV)/.installed-test
 	mkdir -p build
 	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check.json
-	$(BIN)/python -m bench.check compare build/check.json
+	$(BIN)/python -m dogo_fast.bench.reports.check compare build/check.json
 
 bench-noise: $(VENV)/.installed-test
 	mkdir -p build
 	for run in $(RUNS); do \
 	  env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check-$$run.json || exit 1; \
 	done
-	$(BIN)/python -m bench.check noise $(RUNS:%=build/check-%.json) --out $(NOISE)
+	$(BIN)/python -m dogo_fast.bench.reports.check noise $(RUNS:%=build/check-%.json) --out $(NOISE)
 
 # docs/performance.md, docs/plots/ and the figures of README.md, from the records.
 page: $(VENV)/.installed-test
-	$(BIN)/python -m bench.page $(ARGS)
+	$(BIN)/python -m dogo_fast.bench.reports.page $(ARGS)
 
 compile-report: $(VENV)/.installed-train
-	$(BIN)/python -m dogo_fast.compile_report $(ARGS)
+	$(BIN)/python -m dogo_fast.bench.reports.compile_report $(ARGS)
 
 # What limits each kernel, from its machine code; some minutes.
 roofline: $(VENV)/.installed-train
-	$(BIN)/python -m dogo_fast.roofline --out bench/results/roofline-sm_90 $(ARGS)
+	$(BIN)/python -m dogo_fast.bench.reports.roofline --out bench/results/roofline-sm_90 $(ARGS)
 
 # The documentation as a site: build/site/index.html.
 docs: $(VENV)/.installed-docs

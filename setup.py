@@ -1,4 +1,4 @@
-"""Places the folders ``kernels``, ``csrc`` and ``bench`` in the package; compiles ``csrc`` where torch can be imported.
+"""Says what is installed (not the developers' reports); compiles ``csrc`` where torch can be imported.
 
 In pip's build isolation it cannot: then, and where compiling fails, the wheel has the sources alone and runs anywhere;
 the first use of the library compiles them. Everything else is in pyproject.toml.
@@ -100,12 +100,11 @@ def compiled_ahead() -> dict[str, Any]:
     return {"ext_modules": libraries, "cmdclass": commands}
 
 
-kernels = ["dogo_fast.kernels", *(f"dogo_fast.kernels.{name}" for name in find_packages("kernels"))]
 compiled = compiled_ahead()
 
 setup(
-    packages=[*find_packages(include=["dogo_fast", "dogo_fast.*"]), *kernels, "dogo_fast.csrc", "dogo_fast.bench"],
-    package_dir={"dogo_fast.kernels": "kernels", "dogo_fast.csrc": "csrc", "dogo_fast.bench": "bench"},
+    # kernels, csrc and bench are links in the package to the folders beside it: packages like any other.
+    packages=find_packages(include=["dogo_fast", "dogo_fast.*"], exclude=["dogo_fast.bench.reports"]),
     ext_modules=compiled.get("ext_modules", []),
     cmdclass={"bdist_wheel": Wheel, "build_py": BuildSources, **compiled.get("cmdclass", {})},
 )

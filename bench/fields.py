@@ -69,7 +69,7 @@ class Kernel(Part):
 
 
 class Case(Part):
-    """As dogo_fast.compile_report.Case has them, and no others."""
+    """As dogo_fast.ops.compiling.Case has them, and no others."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     loss: str

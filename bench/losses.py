@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dogo_fast import compile_report
-from dogo_fast.work import Shape, bound, needed
+from dogo_fast.ops import compiling
 
 from . import contenders, per_kernel
 from .grid import BUDGET, WANTED, Case
 from .timing import FEWEST_ROUNDS, PHASES, Inputs, Loss, differentiate, input_sets, measure, quartiles
+from .work import Shape, bound, needed
 
 MOST_IMAGES_OF_ORACLE = {"cpu": 1024, "cuda": 4096}
 """Up to this N the errors against float64 are recorded; the dense formula in float64 takes 32 N² bytes a matrix."""
@@ -78,7 +78,7 @@ def kernels(ours: Loss, make: Callable[[], Inputs], info: dict[str, Any], rates:
     count = max(FEWEST_ROUNDS, min(MOST_PASSES, int(1 / info["seconds"]["ours"]["both"][1])))
     sets = input_sets(make)
     passes = [functools.partial(run, sets[number % len(sets)]) for number in range(count)]
-    case = compile_report.Case(info["loss"], info["dtype"], info["D"], info["N"], "static")
+    case = compiling.Case(info["loss"], info["dtype"], info["D"], info["N"], "static")
     return per_kernel.measure(passes, case, rates)
 
 

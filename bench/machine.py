@@ -26,12 +26,12 @@ def describe() -> dict[str, Any]:
     found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found["versions"] = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     if torch.cuda.is_available():
-        from dogo_fast.ops.launch import architecture
+        from dogo_fast.ops.launches import device_of
 
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = {
             "name": properties.name,
-            "architecture": architecture(torch.device("cuda")),
+            "architecture": device_of(torch.device("cuda")).architecture,
             "multiprocessors": properties.multi_processor_count,
             "memory": properties.total_memory,
             "l2_cache": properties.L2_cache_size,

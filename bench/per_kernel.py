@@ -7,15 +7,16 @@ counted from their arguments. Passes run in eager: a captured one has the same k
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from dogo_fast.compile_report import MULTIPROCESSORS, Case, Launch
-from dogo_fast.work import Shape, Work, done, needed
+from dogo_fast.ops import launches as launching
+from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
+from dogo_fast.ops.launches import Launch
 
 from .timing import quartiles
+from .work import Shape, Work, done, needed
 
 PASSES = {"statistics_kernel": "forward", "gradient_kernel": "backward"}
 """What the kernels of tiles compute, each alone; all others only move their tensors."""
@@ -48,30 +49,19 @@ def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str,
         times = seconds_by_kernel(events, Counter(each.kernel.__name__ for each in launches), len(passes))
     except Exception as error:  # CUPTI may be missing, forbidden or in another profiler's hands
         return {"case": case._asdict(), "unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    from dogo_fast.ops import launch
-
     device = next(value.device for value in launches[0].values.values() if isinstance(value, Tensor))
     return {
         "case": case._asdict(),
         "passes": len(passes),
         "rates": rates,
-        "multiprocessors": launch.multiprocessors(device),
+        "multiprocessors": launching.device_of(device).multiprocessors,
         "kernels": [join(name, launches, seconds, case, rates) for name, seconds in times.items()],
     }
 
 
 def listen(run: Callable[[], Any]) -> list[Launch]:
     """Every launch of our Triton kernels in a call."""
-    from dogo_fast.ops import launch
-
-    launches: list[Launch] = []
-    really = launch.run
-
-    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
-        launches.append(Launch(kernel, grid, arguments, switches))
-        really(kernel, grid, *arguments, **switches)
-
-    with mock.patch.object(launch, "run", record):
+    with launching.recorded() as launches:
         run()
     return launches
 
@@ -168,7 +158,7 @@ def predicted_seconds(row: Mapping[str, Any], measured: Mapping[str, Any], stati
     multiprocessor. Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N², and where N is not
     that of the prediction programs are taken to be alike.
     """
-    from dogo_fast.roofline import ARCHITECTURES, busiest
+    from .reports.roofline import ARCHITECTURES, busiest
 
     case, count = Case(**measured["case"]), measured["multiprocessors"]
     if (case.loss, row["kernel"]) == ("similarity_kl", "gradient_kernel"):

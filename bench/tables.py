@@ -1,4 +1,7 @@
-"""A record as tables in Markdown, for the terminal and for docs/performance.md: python -m bench.tables FILE.json"""
+"""A record as tables in Markdown, for the terminal and for docs/performance.md.
+
+python -m dogo_fast.bench.tables FILE.json
+"""
 
 import json
 import sys
@@ -6,12 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dogo_fast.work import PASSES, Shape, bound
-
 from .contenders import CONTENDERS
 from .fields import PhaseShares
 from .per_kernel import predicted_seconds
 from .records import RESULTS, NotARecord, Record, load
+from .work import PASSES, Shape, bound
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TITLES = {

@@ -19,11 +19,12 @@ from unittest import mock
 
 import pytest
 import torch
-from dogo_fast.bench import check, grid, page, plots, records, tables, timing
 from torch import Tensor
 
 from dogo_fast import benchmark
 from dogo_fast.atomic import write_atomically
+from dogo_fast.bench import grid, records, tables, timing
+from dogo_fast.bench.reports import check, page, plots
 from dogo_fast.errors import UserError
 
 KERNELS = ("loss", "views")

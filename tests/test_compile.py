@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from dogo_fast.kernels import configurations
 
-from dogo_fast import compile_report
+from dogo_fast.bench.reports import compile_report
+from dogo_fast.kernels import configurations
 
 COLUMNS = re.compile(
     r"(?P<target>\S+) +(?P<loss>\S+) +(?P<dtype>\S+) +(?P<D>\d+) +(?P<N>\d+) +(?P<variant>\S+) +(?P<kernel>\w+) +"
@@ -26,7 +26,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """The report that ``make compile-report`` prints, as rows."""
     path: Path = tmp_path_factory.mktemp("report") / "report.txt"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "dogo_fast.compile_report", "--out", str(path)]
+    command = [sys.executable, "-m", "dogo_fast.bench.reports.compile_report", "--out", str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     matches = [COLUMNS.match(line) for line in path.read_text().splitlines()]

@@ -6,6 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerics import check, projections
+
+from dogo_fast import functional, reference
+from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import (
     ANY,
@@ -28,13 +34,7 @@ from dogo_fast.kernels.configurations import (
     row_chunk,
     table_text,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numerics import check, projections
-
-from dogo_fast import functional, reference
-from dogo_fast.errors import UserError
-from dogo_fast.ops import launch, tile_tables
+from dogo_fast.ops import launches, tile_tables
 
 pytestmark = pytest.mark.usefixtures("no_user_table")
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -191,12 +191,12 @@ def test_the_named_table_hides_the_users_own_and_that_the_shipped_one(
 
 def test_peers_of_different_dtypes_take_the_tiles_of_the_hungrier(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(tile_tables, "configuration", lambda *key: asked.append(key) or tile_tables.INTERPRETED)
     a, b = projections(20, 48, dtype=torch.bfloat16)
     for dtype in (torch.float16, torch.float32):
         c, d = projections(20, 160, dtype=dtype)
-        functional.dogo_loss((a, b), (c, d), 0.5, 0.1, backend="triton")
+        with launches.pretending(launches.Device("sm_90", 132)):
+            functional.dogo_loss((a, b), (c, d), 0.5, 0.1, backend="triton")
     assert set(asked) == {("sm_90", "float16", 256, 20), ("sm_90", "float32", 256, 20)}
 
 
@@ -214,18 +214,10 @@ def test_any_tile_computes_the_loss(first: Tile, second: Tile, size: tuple[int, 
     def dense(*x: torch.Tensor) -> torch.Tensor:
         return reference.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1).loss
 
-    launched: list[tuple[int, int]] = []
-    with tile_tables.forced(Configuration(first, second)), pytest.MonkeyPatch.context() as patch:
-        run = launch.run
-
-        def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
-            if "BLOCK_M" in switches:
-                launched.append((switches["BLOCK_M"], switches["BLOCK_N"]))
-            run(kernel, grid, *arguments, **switches)
-
-        patch.setattr(launch, "run", record)
+    with tile_tables.forced(Configuration(first, second)), launches.recorded() as launched:
         check(fused, dense, inputs)
-    assert launched == [(first.rows, first.keys), (second.rows, second.keys)]
+    tiles = [each.tile for each in launched if each.tile]
+    assert tiles == [f"{first.rows}x{first.keys}", f"{second.rows}x{second.keys}"]
 
 
 def test_sides_divide_the_padding() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from sass import sass
 
-from dogo_fast.machine_code import access_bytes, count, hot_loops, loops, parse
+from dogo_fast.bench.reports.machine_code import access_bytes, count, hot_loops, loops, parse
 
 PRINTED = """
 	code for sm_90a

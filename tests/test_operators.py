@@ -13,13 +13,13 @@ import torch
 import torch.utils.checkpoint
 import triton
 import triton.language as tl
-from dogo_fast.kernels import configurations, tiles
 from numerics import projections
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, compile_report, functional
-from dogo_fast.ops import launch, library, tiled
+from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
+from dogo_fast.kernels import configurations, tiles
+from dogo_fast.ops import compiling, cpp_backend, launches, library
 
 ops = torch.ops.dogo_fast
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -137,13 +137,16 @@ def test_a_compiled_graph_is_not_found_again_after_the_layout_of_saved_buffers_c
 
 
 def test_the_layout_is_that_of_the_files(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("problem.py", "tiled.py", "missing.py")]
+    files = [tmp_path / name for name in ("problem.py", "cpp_backend.py", "missing.py")]
     for file in files[:2]:
         file.write_text("PADDING = 128\n")
     before = library._sources(*files)
     files[1].write_text("PADDING = 32\n")
     assert before != library._sources(*files) and len(before) == 12
-    named = [Path(library.__file__).with_name(f"{name}.py") for name in ("launch", "library", "problem", "tiled")]
+    named = [
+        Path(library.__file__).with_name(f"{name}.py")
+        for name in ("triton_backend", "library", "problem", "cpp_backend")
+    ]
     assert ":" + library._sources(*named, Path(configurations.__file__)) == library._LAYOUT
     assert ":" + library._sources(*named) != library._LAYOUT
 
@@ -245,16 +248,10 @@ class Computations(TorchDispatchMode):
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def launched() -> Iterator[list[str]]:
     names: list[str] = []
-    run = launch.run
-
-    def counted(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
-        names.append(kernel.fn.__name__)
-        run(kernel, grid, *arguments, **switches)
-
-    monkeypatch.setattr(launch, "run", counted)
-    yield names
+    with launches.listening(lambda launch: names.append(launch.name)):
+        yield names
 
 
 @pytest.mark.parametrize("N", [8, 150])
@@ -279,16 +276,15 @@ def test_the_whole_loss_takes_three_launches_forward_and_two_backward(
 
 
 def test_inside_the_operators_nothing_is_computed_but_by_the_kernels(
-    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+    triton_device: torch.device,
 ) -> None:
     """The same below the dispatcher, where the operators' own code runs (the kernels aside: the interpreter
     computes)."""
     from dogo_fast.ops import library
 
-    monkeypatch.setattr(launch, "run", lambda *arguments, **switches: None)
     inputs = [tensor.detach() for tensor in inputs_of(triton_device)]
     settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", backend())
-    with Computations() as computations:
+    with launches.pretending(launches.device_of(triton_device)), Computations() as computations:
         outputs = library._dogo_loss_forward(*inputs, *settings)
         upstream = (outputs[0], *[None] * 6)
         library._dogo_loss_backward(*upstream, *outputs[7:], *inputs, *settings)
@@ -313,22 +309,21 @@ class Allocations(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    dtype: torch.dtype,
 ) -> None:
     """Every buffer of a forward and backward pass, allocated for real and counted; the kernels, whose programs allocate
     nothing, are left out (the interpreter would take hours). N × N would be 256 times the inputs."""
     from dogo_fast.ops import library
 
-    monkeypatch.setattr(launch, "run", lambda *arguments, **switches: None)
     inputs = [torch.empty(8192, 128, dtype=dtype) for _ in range(4)]
     given = sum(tensor.nbytes for tensor in inputs)
     settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", "triton")
-    with Allocations() as allocations:
+    with launches.pretending(launches.device_of(torch.device("cpu"))), Allocations() as allocations:
         outputs = library._dogo_loss_forward(*inputs, *settings)
         library._dogo_loss_backward(outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
     assert allocations.bytes < 8 * given
-    case = compile_report.Case("dogo_loss", str(dtype).removeprefix("torch."), 128, 8192, "static")
-    listened = compile_report.buffer_bytes(compile_report.launches(case, "sm_90", multiprocessors=4))
+    case = compiling.Case("dogo_loss", str(dtype).removeprefix("torch."), 128, 8192, "static")
+    listened = compiling.buffer_bytes(compiling.launches(case, "sm_90", multiprocessors=4))
     assert listened == pytest.approx(allocations.bytes, abs=256)  # values and upstream gradients: some numbers
     assert allocations.largest < 8192 * 8192
 
@@ -341,7 +336,7 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_float32_gradients(device: to
     with torch.autocast(device.type, dtype=torch.bfloat16):
         value = functional.dogo_loss(*arguments).loss
     assert value.dtype == torch.float32
-    assert value != exact or (backend() == "cpp" and not tiled.has_amx())  # where 16-bit products are no faster
+    assert value != exact or (backend() == "cpp" and not cpp_backend.has_amx())  # where 16-bit products are no faster
     assert abs(value - exact) <= 2 * abs(narrow - exact) + 1e-3
     gradients = torch.autograd.grad(value, inputs)
     expected = torch.autograd.grad(exact, inputs)
@@ -360,23 +355,17 @@ def test_the_reference_stays_exact_under_autocast() -> None:
 
 @pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
 def test_float32_products_follow_the_matmul_precision(
-    monkeypatch: pytest.MonkeyPatch, triton_device: torch.device, precision: str, expected: str
+    triton_device: torch.device, precision: str, expected: str
 ) -> None:
-    seen: list[str] = []
-    run = launch.run
-
-    def watch(kernel: Any, grid: Any, *arguments: Any, **switches: Any) -> None:
-        seen.extend([switches["PRECISION"]] if "PRECISION" in switches else [])
-        run(kernel, grid, *arguments, **switches)
-
-    monkeypatch.setattr(launch, "run", watch)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         a, b = inputs_of(triton_device, count=2)
-        functional.nt_xent(a, b).backward()
+        with launches.recorded() as recorded:
+            functional.nt_xent(a, b).backward()
     finally:
         torch.set_float32_matmul_precision(before)
+    seen = [each.values["PRECISION"] for each in recorded if "PRECISION" in each.values]
     assert seen == [expected, expected]
 
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from dogo_fast.bench import contenders, losses, page, per_kernel, records, tables
-from dogo_fast.bench.per_kernel import Event, Incomplete, join, predicted_seconds, seconds_by_kernel
-from dogo_fast.bench.test_step import idle_share
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
 from dogo_fast.augment import VIEW_RECIPES, Augmentation
-from dogo_fast.compile_report import LOSSES, Case, launches
+from dogo_fast.bench import contenders, losses, per_kernel, records, tables
+from dogo_fast.bench.per_kernel import Event, Incomplete, join, predicted_seconds, seconds_by_kernel
+from dogo_fast.bench.reports import page
+from dogo_fast.bench.test_step import idle_share
+from dogo_fast.bench.work import Shape, bound, done
 from dogo_fast.ops.backend import interpreting
-from dogo_fast.work import Shape, bound, done
+from dogo_fast.ops.compiling import LOSSES, Case, launches
 
 RATES = {"gemm": 5e14, "exp2": 4e12, "copy": 4e12}
 MACHINE = {"bfloat16": 5e14, "float32": 5e13, "exp2": 4e12, "copy": 4e12}
@@ -99,14 +100,14 @@ def test_views_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_profiler_that_sees_or_does_nothing_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dogo_fast.ops import launch
+    from dogo_fast.ops import launches as launching
 
     Profiler(monkeypatch, [])
-    monkeypatch.setattr(launch, "run", lambda *arguments, **switches: None)
     (first, *_) = launches(CASE, "sm_90")
 
     def run() -> None:
-        launch.run(first.kernel, first.grid, *first.arguments, **first.switches)
+        with launching.pretending(launching.Device("sm_90", 132)):
+            launching.run(first.kernel, first.grid, *first.arguments, **first.switches)
 
     found = per_kernel.measure([run] * 2, CASE, MACHINE)
     reason = "Incomplete: the profiler gave 0 of 2 launches of normalize_kernel"

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from sass import sass
 
-from dogo_fast import roofline
-from dogo_fast.compile_report import Case
-from dogo_fast.machine_code import Counts, loops, parse
-from dogo_fast.roofline import ARCHITECTURES, Prediction, Tiles, pipe_clocks, predict_loop, programs_held
-from dogo_fast.work import TileLoop
+from dogo_fast.bench.reports import roofline
+from dogo_fast.bench.reports.machine_code import Counts, loops, parse
+from dogo_fast.bench.reports.roofline import ARCHITECTURES, Prediction, Tiles, pipe_clocks, predict_loop, programs_held
+from dogo_fast.bench.work import TileLoop
+from dogo_fast.ops.compiling import Case
 
 RECORDED = Path(__file__).parents[1] / "bench" / "results"
 SM_90 = ARCHITECTURES["sm_90"]
 
 COMPILE = """
 import json, sys
-from dogo_fast.compile_report import Case
-from dogo_fast.roofline import as_json, predict_case
+from dogo_fast.ops.compiling import Case
+from dogo_fast.bench.reports.roofline import as_json, predict_case
 cases = [Case(loss, "bfloat16", 128, 4096, "static") for loss in ("dogo_loss", "nt_xent")]
 print(json.dumps([as_json(each) for case in cases for each in predict_case(case, "sm_90")[0]]))
 """
@@ -244,7 +244,7 @@ def test_a_target_without_throughputs_is_refused() -> None:
 
 
 def test_the_interpreter_is_refused_in_one_line() -> None:
-    done = run("-m", "dogo_fast.roofline", TRITON_INTERPRET="1")
+    done = run("-m", "dogo_fast.bench.reports.roofline", TRITON_INTERPRET="1")
     assert done.returncode == 1 and done.stderr == (
         "the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it\n"
     )

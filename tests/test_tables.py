@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dogo_fast.bench import fields, records, tables
 
 KERNEL = {

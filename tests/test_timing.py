@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import test_bench
 import torch
-from dogo_fast.bench import timing
 from test_bench import Clock
+
+from dogo_fast.bench import timing
 
 clock = test_bench.clock
 DIFFERENTIATE = timing.differentiate

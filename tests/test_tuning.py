@@ -15,6 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from numerics import projections
+
+from dogo_fast import functional
+from dogo_fast.cli import main
+from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import (
     ANY,
@@ -28,11 +33,6 @@ from dogo_fast.kernels.configurations import (
     Tile,
     read_table,
 )
-from numerics import projections
-
-from dogo_fast import functional
-from dogo_fast.cli import main
-from dogo_fast.errors import UserError
 from dogo_fast.ops import tile_tables
 from dogo_fast.tuning import compiling, timing
 from dogo_fast.tuning.command import TuneConfig, merge, tune
@@ -405,7 +405,7 @@ CRITICAL = [
 def test_the_default_compiles_without_spilling_where_it_is_nearest_the_limits() -> None:
     program = (
         "import json, sys\n"
-        "from dogo_fast.compile_report import Case\n"
+        "from dogo_fast.ops.compiling import Case\n"
         "from dogo_fast.kernels.configurations import ANY\n"
         "from dogo_fast.tuning.compiling import compile_tile\n"
         "from dogo_fast.tuning.search import Problem\n"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from dogo_fast.bench.work import Shape, Work, bound, done, needed
 from dogo_fast.functional import dogo_loss, nt_xent, similarity_kl
-from dogo_fast.ops import launch
+from dogo_fast.ops import launches, triton_backend
 from dogo_fast.ops.backend import interpreting
-from dogo_fast.work import Shape, Work, bound, done, needed
 
 CASES = {
     "dogo_loss": lambda views: dogo_loss(tuple(views[:2]), tuple(views[2:]), backend="triton").loss,
@@ -29,7 +29,7 @@ def test_what_the_kernels_do_is_what_the_interpreter_runs(
 
     counted: Counter[str] = Counter()
     launched: dict[str, tuple[Work, Work]] = {}
-    dot, exp2, run = InterpreterBuilder.create_dot, InterpreterBuilder.create_exp2, launch.run
+    dot, exp2, run = InterpreterBuilder.create_dot, InterpreterBuilder.create_exp2, launches.run
 
     def counting_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         counted["flop"] += 2 * a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
@@ -43,13 +43,13 @@ def test_what_the_kernels_do_is_what_the_interpreter_runs(
         counted.clear()
         run(kernel, grid, *arguments, **switches)
         if "BLOCK_M" in switches:
-            values = dict(zip(kernel.arg_names, arguments, strict=False)) | switches
+            values = launches.Launch(kernel, grid, arguments, switches).values
             real = Work(counted["flop"], counted["exponentials"])
             launched[kernel.__name__] = (done(kernel.__name__, values), real)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", counting_dot)
     monkeypatch.setattr(InterpreterBuilder, "create_exp2", counting_exp2)
-    monkeypatch.setattr(launch, "run", counting_run)
+    monkeypatch.setattr(triton_backend, "run", counting_run)
     views = [torch.randn(N, widths[i // 2], requires_grad=True) for i in range(4)]
     CASES[loss](views).backward()
     assert set(launched) == {"statistics_kernel", "gradient_kernel"}
@@ -75,10 +75,10 @@ def test_needed_work_by_hand() -> None:
 
 def test_kernels_do_more_than_is_needed() -> None:
     """Whole squares forward, 2 of 1; backward 20 products for 12 a peer, and 16 exponentials for 6."""
-    from dogo_fast import compile_report
+    from dogo_fast.ops import compiling
 
-    case = compile_report.Case("dogo_loss", "bfloat16", 128, 4096, "static")
-    kernels = {each.kernel.__name__: each.values for each in compile_report.launches(case, "sm_90")}
+    case = compiling.Case("dogo_loss", "bfloat16", 128, 4096, "static")
+    kernels = {each.kernel.__name__: each.values for each in compiling.launches(case, "sm_90")}
     shape = Shape("dogo_loss", 4096, (128, 128), 2)
     for kernel, one, products, exponentials in (
         ("statistics_kernel", "forward", 2.0, 10 / 6),

@@ -1,7 +1,7 @@
 """The operators behind the losses: schema, fake kernel, autograd and the choice of backend.
 
 ``torch.ops.dogo_fast.{nt_xent,similarity_kl,dogo_loss}`` and their ``_backward`` operators, implemented by Triton
-kernels (launch.py) and by C++ kernels on the CPU (tiled.py). The functions here take checked arguments
+kernels (triton_backend.py) and by C++ kernels on the CPU (cpp_backend.py). The functions here take checked arguments
 (``dogo_fast.functional`` checks them) and call an operator.
 """
 

@@ -40,7 +40,7 @@ def launch_augmentation(
     """The same by kernels/augment.py; without ``draws`` the kernel makes them."""
     from dogo_fast.augment import taps
     from dogo_fast.kernels.augment import augment_kernel
-    from dogo_fast.ops import launch
+    from dogo_fast.ops import launches
 
     scale, shift = _scale_and_shift(augmentation)
     views, N, size = len(augmentation.recipes), len(rows), augmentation.view_size
@@ -51,7 +51,7 @@ def launch_augmentation(
     # never empty: a pointer is needed, and what it points to is not read where nothing is blurred
     scratch_shape = (views, N, 2, 3, size, size) if augmentation.blur_size else (1,)
     scratch = torch.empty(scratch_shape, dtype=torch.float16, device=images.device)
-    launch.run(
+    launches.run(
         augment_kernel,
         (N, views),
         images,

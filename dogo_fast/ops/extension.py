@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
-SOURCES = PACKAGE / "csrc" if (PACKAGE / "csrc").is_dir() else PACKAGE.parent / "csrc"  # installed, or in a checkout
+SOURCES = PACKAGE / "csrc"
 PREBUILT = PACKAGE / "_extension"
 LIBRARY = "dogo_fast_cpp"
 CACHE_VARIABLE = "DOGO_FAST_CACHE"

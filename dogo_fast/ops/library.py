@@ -4,7 +4,8 @@ A temperature travels as ``Tensor? name_tensor, float name``: the tensor when th
 ``product`` is the dtype in which float32 rows are multiplied: ``"bfloat16"`` or ``"float16"`` under autocast, else
 ``"float32"``, on a GPU as torch.set_float32_matmul_precision says when the operator runs. 16-bit rows are multiplied as
 they are on a GPU; on a CPU float32 products, which are more exact, stand in for 16-bit ones that would be slower.
-``backend`` names the module that computes, ``"triton"`` launch.py and ``"cpp"`` tiled.py; they have the same functions.
+``backend`` names the module that computes, ``"triton"`` triton_backend.py and ``"cpp"`` cpp_backend.py;
+they have the same functions.
 Besides their values the operators return what their backward reads.
 """
 
@@ -74,7 +75,7 @@ def _sources(*files: Path) -> str:
 # carries what decides the shapes.
 _OPS = Path(__file__).parent
 _LAYOUT = ":" + _sources(
-    *(_OPS / f"{name}.py" for name in ("launch", "library", "problem", "tiled")),
+    *(_OPS / f"{name}.py" for name in ("triton_backend", "library", "problem", "cpp_backend")),
     Path(kernels.__file__).with_name("configurations.py"),  # not imported: it reads tiles.json, 4 ms
 )
 
@@ -169,12 +170,12 @@ def _name(backend: str) -> str:
 def _implementation(backend: str) -> Any:
     """The module that computes: it has ``Problem``, ``allocate_saved``, ``forward`` and ``backward``."""
     if _name(backend) == "cpp":
-        from dogo_fast.ops import tiled
+        from dogo_fast.ops import cpp_backend
 
-        return tiled
-    from dogo_fast.ops import launch
+        return cpp_backend
+    from dogo_fast.ops import triton_backend
 
-    return launch
+    return triton_backend
 
 
 def _problem(

@@ -7,9 +7,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from dogo_fast import compile_report
-from dogo_fast.compile_report import Case
 from dogo_fast.kernels.configurations import Configuration, Tile
+from dogo_fast.ops.compiling import Case, build, launches, resources
 from dogo_fast.tuning.search import OTHERS, TIMED, Outcome, Problem, all_tiles
 
 SHARED_LIMITS = {
@@ -33,13 +32,14 @@ def compile_tile(case: Case, target: str, kernel: str, tile: Tile, multiprocesso
     ``multiprocessors``: of the GPU that will run it, whose launch then finds the very same code in Triton's cache.
     """
     try:
-        launches = compile_report.launches(case, target, Configuration(tile, tile), multiprocessors)
-        (wanted,) = (each for each in launches if each.kernel.__name__ == f"{kernel}_kernel")
-        report = compile_report.compile_launch(wanted, target, case, compile_report.read_resources)
+        recorded = launches(case, target, Configuration(tile, tile), multiprocessors)
+        (wanted,) = (each for each in recorded if each.name == f"{kernel}_kernel")
+        compiled = build(wanted, target)
+        registers, spilled = resources(compiled.asm["cubin"])
     except Exception as error:  # Triton's, LLVM's or ptxas's: a tile that no compiler takes is no candidate
         said = (str(error).strip().splitlines() or [""])[0]
         return Outcome(failure=f"does not compile: {type(error).__name__} {said}")
-    return Outcome(report.shared or 0, report.registers, report.spilled)
+    return Outcome(compiled.metadata.shared, registers, spilled)
 
 
 def _ignore_interrupts() -> None:

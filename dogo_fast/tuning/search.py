@@ -11,7 +11,7 @@ from dogo_fast.kernels.configurations import Configuration, Key, Tile
 
 KERNELS = Configuration._fields
 TIMED = ("dogo_loss", "static")
-"""The loss and variant (see compile_report.Case) whose time decides."""
+"""The loss and variant (see ops.compiling.Case) whose time decides."""
 OTHERS = (("dogo_loss", "learnt"), ("nt_xent", "rows"), ("similarity_kl", "learnt"))
 """What else must compile without spilling: "learnt" holds the most numbers, the parts are compiled differently."""
 WARPS = (4, 8)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dogo_fast.kernels.configurations import Configuration
-from dogo_fast.ops import launch, library, tile_tables
+from dogo_fast.ops import library, tile_tables
+from dogo_fast.ops.launches import device_of
 from dogo_fast.tuning.search import Problem, Run
 
 GRAPH_SECONDS = 2e-3
@@ -109,12 +110,12 @@ def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
 
 def present_architecture() -> str:
     """Of the present CUDA device, as the tables name it."""
-    return launch.architecture(torch.device("cuda", torch.cuda.current_device()))
+    return device_of(torch.device("cuda", torch.cuda.current_device())).architecture
 
 
 def multiprocessors() -> int:
     """Of the present CUDA device."""
-    return launch.multiprocessors(torch.device("cuda", torch.cuda.current_device()))
+    return device_of(torch.device("cuda", torch.cuda.current_device())).multiprocessors
 
 
 def shared_limit() -> int:

@@ -1,18 +1,18 @@
 """The static roofline: what limits every kernel, read from its machine code, without a GPU.
 
-    python -m dogo_fast.roofline [--targets sm_90 ...] [--full] [--out PREFIX]
+    python -m dogo_fast.bench.reports.roofline [--targets sm_90 ...] [--full] [--out PREFIX]
 
 Each kernel is compiled, the loops over its tiles are found in the machine code, and the instructions of one iteration
-are counted (dogo_fast.machine_code). An architecture's published throughputs turn the counts into clocks of one
+are counted (machine_code.py). An architecture's published throughputs turn the counts into clocks of one
 multiprocessor, pipe by pipe; the pipe that takes most is the limiter. Beside it stands the bound of the work that the
-loss needs (dogo_fast.work) on the same multiprocessor.
+loss needs (work.py) on the same multiprocessor.
 
 These are clocks, not times: latencies, waits at barriers, the caches, bank conflicts, instruction fetch and the
 device's memory are left out, so a measured kernel is slower. Two figures enclose what the counted instructions allow:
 all pipes busy at the same time ("overlapped"), and products taking turns with everything else ("in turns"), as they do
 within a warp, which waits for each product before it uses it.
 
-Tiles an iteration: the counted FLOP of an iteration, divided by those of a tile (dogo_fast.work.tile_loops), must be a
+Tiles an iteration: the counted FLOP of an iteration, divided by those of a tile (work.py.tile_loops), must be a
 whole number, and its exponentials must agree. A loop within an iteration (rows of several chunks) runs as often as the
 products need that are missing then. Products of float32 in full precision are FFMA and are matched within a tenth;
 tcgen05 products (sm_100) do not say their shape: there an iteration is taken to have one tile with the FLOP it should,
@@ -34,11 +34,13 @@ from typing import Any
 
 import torch
 
-from dogo_fast import compile_report
 from dogo_fast.atomic import write_atomically
-from dogo_fast.compile_report import MULTIPROCESSORS, Case, Launch
-from dogo_fast.machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops, read
-from dogo_fast.work import Shape, TileLoop, Work, needed, tile_loops
+from dogo_fast.ops.compiling import LOSSES, MULTIPROCESSORS, Case, buffer_bytes, build, launches
+from dogo_fast.ops.launches import Launch
+
+from ..work import Shape, TileLoop, Work, needed, tile_loops
+from . import compile_report
+from .machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops, read
 
 MOST_TILES = 8
 """Tiles that an iteration may have after unrolling."""
@@ -316,7 +318,7 @@ def predict(launch: Launch, target: str, case: Case) -> Prediction:
     if target not in ARCHITECTURES:
         raise ValueError(f"target must be one of {', '.join(ARCHITECTURES)}, got {target}")
     architecture = ARCHITECTURES[target]
-    compiled = compile_report.build(launch, target)
+    compiled = build(launch, target)
     code = read(compiled.asm["cubin"])
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     out = Prediction(
@@ -452,14 +454,14 @@ def cases(full: bool) -> Iterator[Case]:
         for D in (64, 256, 1024):
             yield Case("dogo_loss", "bfloat16", D, 256, "static")
         yield Case("dogo_loss", "float32", 128, 256, "static")
-        for loss in compile_report.LOSSES:
+        for loss in LOSSES:
             yield Case(loss, "bfloat16", 128, 4096, "online")
 
 
 def predict_case(case: Case, target: str) -> tuple[list[Prediction], int]:
-    """All kernels of a case for one target, and the bytes of their buffers; see ``compile_report.buffer_bytes``."""
-    launches = compile_report.launches(case, target)
-    return [predict(launch, target, case) for launch in launches], compile_report.buffer_bytes(launches)
+    """All kernels of a case for one target, and the bytes of their buffers; see ``buffer_bytes``."""
+    recorded = launches(case, target)
+    return [predict(launch, target, case) for launch in recorded], buffer_bytes(recorded)
 
 
 def seconds(prediction: Mapping[str, Any], clock: float) -> tuple[float, float] | None:
@@ -555,7 +557,9 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dogo_fast.roofline", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dogo_fast.bench.reports.roofline", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("--targets", nargs="+", default=["sm_90"], choices=list(ARCHITECTURES))
     parser.add_argument("--full", action="store_true", help="more sizes and dtypes, and running maxima")
     parser.add_argument("--out", type=Path, help="also write PREFIX.json and PREFIX.txt", metavar="PREFIX")

@@ -19,7 +19,7 @@ from numerics import check, check_draws, evaluate, generator, gradient_error, pr
 from torch import Tensor
 
 from dogo_fast import functional, reference
-from dogo_fast.ops import tiled
+from dogo_fast.ops import cpp_backend
 
 Losses = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
@@ -56,7 +56,7 @@ def test_exp2_to_the_last_bit_over_its_range(
     comparison's own among them."""
     x = torch.linspace(lowest, highest, 200_001, dtype=dtype)
     y = x.clone()
-    tiled.extension.load()
+    cpp_backend.extension.load()
     torch.ops.dogo_fast_cpp.exp2_(y)
     exact = torch.exp2(x.double())
     assert float(((y.double() - exact) / exact).abs().max()) <= allowed
@@ -207,7 +207,7 @@ def test_sixteen_bit_products_as_a_processor_with_amx_makes_them(
     """oneDNN's AVX-512 kernels take the same calls; the bar is that of the dense formula in bfloat16."""
     inputs = peers(N, D_1, D_2, torch.bfloat16)
     wide, _ = evaluate(losses()[0], inputs)
-    monkeypatch.setattr(tiled, "has_amx", lambda: True)
+    monkeypatch.setattr(cpp_backend, "has_amx", lambda: True)
     value, _ = check(*losses(), inputs)
     assert N == 2 or value != wide, "products were not made in 16 bits"
 
@@ -216,7 +216,7 @@ def test_sixteen_bit_products_as_a_processor_with_amx_makes_them(
 def test_autocast_asks_for_sixteen_bit_products_where_they_are_fast(
     cpp_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiled, "has_amx", lambda: True)
+    monkeypatch.setattr(cpp_backend, "has_amx", lambda: True)
     inputs = peers(40, 16, 16)
     exact, _ = evaluate(dogo_losses()[0], inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -233,7 +233,7 @@ def test_every_number_of_threads_is_exact_and_repeats_its_bits(
     cpp_device: torch.device, monkeypatch: pytest.MonkeyPatch, losses: Callable[[], Losses], N: int, threads: int
 ) -> None:
     """Short spans, so that 700 rows are more of them than threads."""
-    monkeypatch.setattr(tiled, "SPAN_ROWS", tiled.LARGEST_BLOCK)
+    monkeypatch.setattr(cpp_backend, "SPAN_ROWS", cpp_backend.LARGEST_BLOCK)
     torch.set_num_threads(threads)
     inputs = peers(N, 24, 17)
     first, first_gradients = check(*losses(), inputs)
@@ -289,10 +289,10 @@ def test_a_large_problem_returns_to_python_in_between_and_can_be_interrupted(
     cpp_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C raises between two calls; what ran before has no effect on what runs after."""
-    monkeypatch.setattr(tiled, "SPAN_ROWS", tiled.LARGEST_BLOCK)
+    monkeypatch.setattr(cpp_backend, "SPAN_ROWS", cpp_backend.LARGEST_BLOCK)
     steps: list[int] = []
     interrupt = True
-    walk = tiled._walk
+    walk = cpp_backend._walk
 
     def watched(operator: Any, *arguments: Any) -> None:
         def call(*all_arguments: Any) -> int:
@@ -303,7 +303,7 @@ def test_a_large_problem_returns_to_python_in_between_and_can_be_interrupted(
 
         walk(call, *arguments)
 
-    monkeypatch.setattr(tiled, "_walk", watched)
+    monkeypatch.setattr(cpp_backend, "_walk", watched)
     inputs = peers(4200, 64, 64)
     with pytest.raises(KeyboardInterrupt):
         evaluate(dogo_losses()[0], inputs)

@@ -1,4 +1,6 @@
-"""docs/performance.md, its pictures, the figures of README.md, from the recorded runs: python -m bench.page [--check]
+"""docs/performance.md, its pictures, the figures of README.md, from the recorded runs.
+
+    python -m dogo_fast.bench.reports.page [--check]
 
 Nothing on the page is typed by hand: every number comes from a file in bench/results/, which the page names.
 """
@@ -14,17 +16,18 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dogo_fast.compile_report import MULTIPROCESSORS, Case
-from dogo_fast.roofline import seconds
+from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
 
-from . import check, tables
-from .grid import MIDDLE
-from .per_kernel import PASSES
+from .. import tables
+from ..grid import MIDDLE
+from ..per_kernel import PASSES
+from ..records import RESULTS, NotARecord, Record, recorded
+from ..tables import number, spread, table
+from . import check
 from .plots import data_digest, draw_all
-from .records import RESULTS, NotARecord, Record, recorded
-from .tables import number, spread, table
+from .roofline import seconds
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "performance.md"
 PLOTS = ROOT / "docs" / "plots"
 README = ROOT / "README.md"
@@ -376,7 +379,9 @@ def _same_picture(path: Path, fresh: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: written, or with --check the same as it is; 1: not the same; 2: no records."""
-    parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dogo_fast.bench.reports.page", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; say whether texts and pictures are as they would be"
     )

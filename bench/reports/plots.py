@@ -18,10 +18,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .contenders import CONTENDERS
-from .grid import MIDDLE
-from .records import Record
-from .tables import describe
+from ..contenders import CONTENDERS
+from ..grid import MIDDLE
+from ..records import Record
+from ..tables import describe
 
 STYLE = {
     "svg.hashsalt": "dogo_fast",  # the same picture for the same record

@@ -9,13 +9,12 @@ Counts are of one warp. An HGMMA is one instruction of four warps (a warpgroup) 
 
 import itertools
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
+
+from dogo_fast.ops.compiling import dump, resources
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.MULTILINE)
 ADDRESS = re.compile(r"0x([0-9a-f]+)\)?$")
@@ -111,29 +110,7 @@ def read(cubin: bytes) -> Code:
         ValueError: it has no function, or several.
         subprocess.CalledProcessError: cuobjdump does not know the file.
     """
-    return Code(*resources(cubin), parse(_dump(cubin, "-sass")))
-
-
-def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack a thread.
-
-    Raises:
-        subprocess.CalledProcessError: cuobjdump does not know the file.
-    """
-    text = _dump(cubin, "-res-usage")
-    registers, stack = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK"))
-    return registers, stack
-
-
-def _dump(cubin: bytes, option: str) -> str:
-    from triton import knobs
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, option, path]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+    return Code(*resources(cubin), parse(dump(cubin, "-sass")))
 
 
 def parse(sass: str) -> list[Instruction]:

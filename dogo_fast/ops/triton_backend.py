@@ -4,7 +4,6 @@ Forward: normalize, statistics, finalize. Backward: gradient and, where a temper
 Three launches and two, whatever N; every other call only allocates.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from dogo_fast.kernels.normalize import normalize_kernel
 from dogo_fast.ops import problem as problems
 from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
+from dogo_fast.ops.launches import device_of, run
 from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
 
 STATIC_LIMIT = 60.0
@@ -27,7 +27,6 @@ scale of 65536 over it and over T, everything stays a normal float32."""
 
 NORMALIZE_ROWS = 16
 FINALIZE_ROWS = 1024
-INTERPRETED_MULTIPROCESSORS = 4
 
 PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 """How float32 products are made, by torch.get_float32_matmul_precision()."""
@@ -81,7 +80,7 @@ class Problem(problems.Problem):
         width = max(self.padded_width(peer) for peer in range(self.peers))
         names = [str(product).removeprefix("torch.") for product in self.products]
         dtype = min(names, key=configurations.DTYPES.index)
-        return tile_tables.configuration(architecture(device), dtype, width, max(self.rows_a, self.rows_b))
+        return tile_tables.configuration(device_of(device).architecture, dtype, width, max(self.rows_a, self.rows_b))
 
     def row_blocks(self, tile: configurations.Tile, views: int) -> int:
         return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
@@ -131,30 +130,6 @@ class Problem(problems.Problem):
         }
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; a small stand-in under the interpreter."""
-    if device.type != "cuda":
-        return INTERPRETED_MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """As the tables of tiles name it, "sm_90" or "gfx942"; "" where there is no GPU."""
-    if device.type != "cuda":
-        return ""
-    if torch.version.hip:
-        return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
-def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
-    """Every launch passes here, where tests and the compile report listen."""
-    kernel[grid](*arguments, **switches)
-
-
 def _floats(*shape: int, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
@@ -182,7 +157,7 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     _normalize(problem, peers, saved)
     tile = problem.tiles(device).statistics
     row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
-    splits = configurations.column_splits(row_blocks, problem.rows_b, tile, multiprocessors(device))
+    splits = configurations.column_splits(row_blocks, problem.rows_b, tile, device_of(device).multiprocessors)
     nt_partial = _floats(problem.peers, 3, splits, problem.pad, device=device) if problem.nt else None
     kl_partial = _floats(2, 3, splits, problem.pad_a, device=device) if problem.kl else None
     run(

@@ -1,7 +1,7 @@
 """Whether something became slower: ratios of one run against those of repeated runs on the same kind of machine.
 
-    python -m bench.check noise RUN.json RUN.json ... --out FILE    repeated runs of the same code, made one record
-    python -m bench.check compare RUN.json [FILE ...]               against the record of this kind of machine
+    check noise RUN.json RUN.json ... --out FILE    repeated runs of the same code, made one record
+    check compare RUN.json [FILE ...]               against the record of this kind of machine
 
 A ratio is the time of a contender over ours in the same run, so it is independent of the machine's mood; what noise is
 left is measured: of the logarithms of each ratio, over the repeated runs, the mean m and the standard deviation s. A
@@ -20,8 +20,8 @@ from typing import Any
 from dogo_fast.atomic import write_atomically
 from dogo_fast.errors import UserError
 
-from .records import RESULTS, NotARecord, Record, load
-from .tables import describe, number, table
+from ..records import RESULTS, NotARecord, Record, load
+from ..tables import describe, number, table
 
 DEVIATIONS = 4.0
 COMPARED_WITH = ("torch", "triton", "torchvision", "kornia")
@@ -175,7 +175,9 @@ def _print_comparison(record: Record, noise: dict[str, Any]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: nothing slower; 1: something is; 2: nothing to compare with, or no records."""
-    parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dogo_fast.bench.reports.check", description=__doc__.split("\n", 1)[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     noise = commands.add_parser("noise", help="make one record of repeated runs")
     noise.add_argument("runs", nargs="+", type=Path)

@@ -1,0 +1,154 @@
+"""Launches recorded without a GPU and compiled for any: what ``dogo-fast tune`` and the compile report share."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from dogo_fast.ops.launches import Device, Launch, pretending
+
+if TYPE_CHECKING:
+    from dogo_fast.kernels.configurations import Configuration, Table
+
+LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
+"""Of an A100, of an H100 (SXM) or H200, of a B200. Their number decides in how many parts a launch cuts the keys."""
+
+
+class Case(NamedTuple):
+    """One loss at one size; ``variant`` is "static", "online" (small temperatures), "learnt" (tensor temperatures) or
+    "rows". The augmentation is a case too: D is the side of images and views, ``variant`` the recipe."""
+
+    loss: str
+    dtype: str
+    D: int
+    N: int
+    variant: str
+
+
+def launches(
+    case: Case, target: str, tiles: "Configuration | Table | None" = None, multiprocessors: int | None = None
+) -> list[Launch]:
+    """The launches of one forward and backward pass on a target, recorded on tensors without memory; with the given
+    tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those of
+    MULTIPROCESSORS, or sm_90's."""
+    from dogo_fast.kernels.configurations import SHIPPED
+    from dogo_fast.ops import library, tile_tables
+
+    multiprocessors = multiprocessors or MULTIPROCESSORS.get(target, MULTIPROCESSORS["sm_90"])
+    device = Device(target, multiprocessors)
+    dtype = getattr(torch, case.dtype)
+    if case.loss == "augment":
+        with pretending(device) as recorded:
+            _augment(case, dtype)
+        return recorded
+    learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
+    number = 0.02 if case.variant == "online" else 0.5
+    how = ("float32", "triton")
+    views = [torch.empty(case.N, case.D, dtype=dtype, device="meta") for _ in range(4)]
+    gradient = torch.empty(2 * case.N if case.loss == "nt_xent" else case.N, device="meta")
+    gradient = gradient if case.variant == "rows" else gradient[0]
+    reduction = "none" if case.variant == "rows" else "sum"
+    settings: tuple[Any, ...]
+    with pretending(device) as recorded, tile_tables.forced(tiles or SHIPPED):
+        if case.loss == "nt_xent":
+            settings = (learnt, number, reduction, *how)
+            saved = library._nt_xent_forward(*views[:2], *settings)[1:]
+            library._nt_xent_backward(gradient, *saved, *views[:2], *settings)
+        elif case.loss == "similarity_kl":
+            settings = (learnt, number, learnt, number / 2, reduction, case.variant == "static", *how)
+            saved = library._similarity_kl_forward(*views, *settings)[1:]
+            library._similarity_kl_backward(gradient, *saved, *views, *settings)
+        else:
+            settings = (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean", *how)
+            saved = library._dogo_loss_forward(*views, *settings)[7:]
+            upstream = (gradient, *[None] * 6)
+            library._dogo_loss_backward(*upstream, *saved, *views, *settings)
+    return recorded
+
+
+def buffer_bytes(recorded: list[Launch]) -> int:
+    """Bytes of every tensor that the launches of a loss are given, but for its inputs: gradients, what the forward
+    keeps, and what lives for a launch or two."""
+    found: dict[tuple[Any, ...], int] = {}
+    for launch in recorded:
+        inputs = ("p_a_1", "p_b_1", "p_a_2", "p_b_2") if launch.kernel.__name__ == "normalize_kernel" else ()
+        for name, value in launch.values.items():
+            if isinstance(value, torch.Tensor) and name not in inputs:
+                found[value.untyped_storage()._cdata, value.storage_offset(), value.shape] = value.nbytes
+    return sum(found.values())
+
+
+def _augment(case: Case, dtype: torch.dtype) -> None:
+    """Four views of a batch of square images."""
+    from dogo_fast.augment import VIEW_RECIPES, Augmentation
+    from dogo_fast.ops.augment import launch_augmentation
+
+    recipes = [VIEW_RECIPES[case.variant]] * 4
+    augmentation = Augmentation(recipes, (case.D, case.D), 0, dtype=dtype, device="meta", backend="reference")
+    images = torch.empty(1, 3, case.D, case.D, dtype=torch.uint8, device="meta")
+    rows = torch.empty(case.N, dtype=torch.int64, device="meta")
+    launch_augmentation(augmentation, images, rows, rows, None)
+
+
+def build(launch: Launch, target: str) -> Any:
+    """Compile one recorded launch as Triton's own launcher would specialise it: the kernel as Triton has it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    values = launch.values
+    options = {key: values.pop(key) for key in ("num_warps", "num_stages") if key in values}
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        kind, aligned = _specialisation(values[parameter.name], parameter.is_constexpr)
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[(index,)] = values[parameter.name]
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=gpu, options=options)
+
+
+def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:
+    """(type, whether divisible by 16) of an argument."""
+    pointers = {
+        torch.float32: "*fp32",
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.uint8: "*u8",
+        torch.int64: "*i64",
+    }
+    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        return "constexpr", False
+    if isinstance(value, torch.Tensor):
+        return pointers[value.dtype], True
+    return ("i32", value % 16 == 0) if isinstance(value, int) else ("fp32", False)
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack a thread.
+
+    Raises:
+        subprocess.CalledProcessError: cuobjdump does not know the file.
+    """
+    text = dump(cubin, "-res-usage")
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK"))
+    return registers, stack
+
+
+def dump(cubin: bytes, option: str) -> str:
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, option, path]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
