@@ -15,7 +15,7 @@
 
 namespace dogo_fast {
 
-// dogo_fast/ops/tiled.py has the same numbers.
+// dogo_fast/ops/cpp_backend.py has the same numbers.
 constexpr int64_t kLargestBlock = 128;
 constexpr int64_t kSmallestBlock = 32;
 constexpr int64_t kBlockMultiple = 16;

@@ -1,4 +1,4 @@
-// The operators that dogo_fast/ops/tiled.py and augment.py call: torch.ops.dogo_fast_cpp.*. They check sizes, on which
+// The operators that dogo_fast/ops/cpp_backend.py and the views call: torch.ops.dogo_fast_cpp.*. They check sizes, on which
 // memory depends, and trust the rest.
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>

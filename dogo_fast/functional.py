@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dogo_fast import ops, reference, validation
 from dogo_fast.ops.backend import AUTOCAST_DEVICES, BACKENDS, resolve_backend
-from dogo_fast.reference import DoGoLossOutput
+from dogo_fast.output import DoGoLossOutput
 
 __all__ = ["BACKENDS", "DoGoLossOutput", "dogo_loss", "nt_xent", "similarity_kl", "simsiam"]
 
@@ -53,7 +53,7 @@ def nt_xent(
     backend = resolve_backend(backend, (a, b))
     if backend == "reference":
         return _exactly(reference.nt_xent)(*_wide(a, b), _wide_number(temperature), reduction=reduction)
-    return ops.nt_xent(a, b, temperature, reduction, backend)
+    return ops.NT_XENT(((a, b),), (temperature,), (reduction,), backend)[0]
 
 
 def similarity_kl(
@@ -111,7 +111,8 @@ def similarity_kl(
             reduction=reduction,
             detach_teacher=detach_teacher,
         )
-    return ops.similarity_kl(student, teacher, temperature, teacher_temperature, reduction, detach_teacher, backend)
+    temperatures = (temperature, temperature if teacher_temperature is None else teacher_temperature)
+    return ops.SIMILARITY_KL((student, teacher), temperatures, (reduction, detach_teacher), backend)[0]
 
 
 def dogo_loss(
@@ -168,7 +169,8 @@ def dogo_loss(
             kd_weight=weights,
             kl_reduction=kl_reduction,
         )
-    return ops.dogo_loss((a_1, b_1), (a_2, b_2), temperature, kd_temperature, weights, kl_reduction, backend)
+    settings = (*weights, kl_reduction)
+    return DoGoLossOutput(*ops.DOGO_LOSS(tuple(pairs), (temperature, kd_temperature), settings, backend))
 
 
 def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:

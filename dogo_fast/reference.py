@@ -17,26 +17,13 @@ Contrastive Learning of Visual Representations", arXiv 2002.05709; Chen, He, "Ex
 Learning", arXiv 2011.10566.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dogo_fast.output import DoGoLossOutput
+
 Pair = tuple[Tensor, Tensor]
-
-
-class DoGoLossOutput(NamedTuple):
-    """Every part of the DoGo loss, each a 0-d tensor; ``loss = loss_1 + loss_2``, ``loss_p = nt_xent_p + w_p ·
-    kl_p``."""
-
-    loss: Tensor
-    loss_1: Tensor
-    loss_2: Tensor
-    nt_xent_1: Tensor
-    nt_xent_2: Tensor
-    kl_1: Tensor
-    kl_2: Tensor
 
 
 def cosine_similarity(queries: Tensor, keys: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
 from dogo_fast.kernels import configurations, tiles
-from dogo_fast.ops import compiling, cpp_backend, launches, library
+from dogo_fast.ops import compiling, core, cpp_backend, launches, library
 
 ops = torch.ops.dogo_fast
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -132,7 +132,7 @@ def test_a_compiled_graph_is_not_found_again_after_the_layout_of_saved_buffers_c
 
     first = graph_of_the_loss()
     assert first == graph_of_the_loss()
-    monkeypatch.setattr(library, "_LAYOUT", ":another")
+    monkeypatch.setattr(core, "_LAYOUT", ":another")
     assert first != graph_of_the_loss()
 
 
@@ -140,15 +140,16 @@ def test_the_layout_is_that_of_the_files(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("problem.py", "cpp_backend.py", "missing.py")]
     for file in files[:2]:
         file.write_text("PADDING = 128\n")
-    before = library._sources(*files)
+    before = core._sources(*files)
     files[1].write_text("PADDING = 32\n")
-    assert before != library._sources(*files) and len(before) == 12
-    named = [
-        Path(library.__file__).with_name(f"{name}.py")
-        for name in ("triton_backend", "library", "problem", "cpp_backend")
-    ]
-    assert ":" + library._sources(*named, Path(configurations.__file__)) == library._LAYOUT
-    assert ":" + library._sources(*named) != library._LAYOUT
+    assert before != core._sources(*files) and len(before) == 12
+    folders = [Path(module.__file__).parent for module in (core, configurations)]
+    deciding = [file for folder in folders for file in folder.glob("*.py")]
+    names = {"core.py", "library.py", "problem.py", "triton_backend.py", "cpp_backend.py", "configurations.py"}
+    assert names <= {file.name for file in deciding}
+    assert ":" + core._sources(*deciding) == core._LAYOUT
+    for file in deciding:
+        assert ":" + core._sources(*{*deciding} - {file}) != core._LAYOUT or not file.read_bytes()
 
 
 def test_no_table_of_tiles_is_read_before_a_kernel_needs_one() -> None:
@@ -280,14 +281,12 @@ def test_inside_the_operators_nothing_is_computed_but_by_the_kernels(
 ) -> None:
     """The same below the dispatcher, where the operators' own code runs (the kernels aside: the interpreter
     computes)."""
-    from dogo_fast.ops import library
-
     inputs = [tensor.detach() for tensor in inputs_of(triton_device)]
     settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", backend())
     with launches.pretending(launches.device_of(triton_device)), Computations() as computations:
-        outputs = library._dogo_loss_forward(*inputs, *settings)
+        outputs = core.forward(library.DOGO_LOSS, *inputs, *settings)
         upstream = (outputs[0], *[None] * 6)
-        library._dogo_loss_backward(*upstream, *outputs[7:], *inputs, *settings)
+        core.backward(library.DOGO_LOSS, *upstream, *outputs[7:], *inputs, *settings)
     assert computations.names == []
 
 
@@ -313,14 +312,12 @@ def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
 ) -> None:
     """Every buffer of a forward and backward pass, allocated for real and counted; the kernels, whose programs allocate
     nothing, are left out (the interpreter would take hours). N × N would be 256 times the inputs."""
-    from dogo_fast.ops import library
-
     inputs = [torch.empty(8192, 128, dtype=dtype) for _ in range(4)]
     given = sum(tensor.nbytes for tensor in inputs)
     settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", "triton")
     with launches.pretending(launches.device_of(torch.device("cpu"))), Allocations() as allocations:
-        outputs = library._dogo_loss_forward(*inputs, *settings)
-        library._dogo_loss_backward(outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
+        outputs = core.forward(library.DOGO_LOSS, *inputs, *settings)
+        core.backward(library.DOGO_LOSS, outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
     assert allocations.bytes < 8 * given
     case = compiling.Case("dogo_loss", str(dtype).removeprefix("torch."), 128, 8192, "static")
     listened = compiling.buffer_bytes(compiling.launches(case, "sm_90", multiprocessors=4))

@@ -1,7 +1,7 @@
 """Which implementation computes a loss."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ AUTOCAST_DEVICES = frozenset(
 """Kinds of device that autocast knows; asked here, since torch.compile of torch 2.11 cannot trace the question."""
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FUSED = ("triton", "cpp")
 
 
 def interpreting() -> bool:
@@ -25,12 +26,17 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
+def resolve_backend(requested: str, tensors: Sequence[Tensor], kernels: Container[str] = FUSED) -> str:
     """The backend that runs: ``"triton"``, ``"cpp"`` or ``"reference"``.
 
+    Args:
+        requested: one of BACKENDS.
+        tensors: what the loss is given.
+        kernels: the backends that have kernels for the loss.
+
     Raises:
-        ValueError: an unknown name, here or in the environment variable, Triton for tensors that are not on a GPU, or
-            C++ for tensors that are not on the CPU.
+        ValueError: an unknown name, here or in the environment variable, a backend without kernels for the loss, Triton
+            for tensors that are not on a GPU, or C++ for tensors that are not on the CPU.
         TypeError: Triton for float64.
         ExtensionError: the C++ kernels were asked for by name and cannot be had (``"auto"`` warns once instead, and
             takes the reference).
@@ -42,7 +48,9 @@ def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
         asked_by = f"the environment's {ENVIRONMENT_VARIABLE}={requested}"
         validation.check_choice(f"the environment variable {ENVIRONMENT_VARIABLE}", requested, BACKENDS)
     if requested == "auto":
-        return _automatic(tensors)
+        return _automatic(tensors, kernels)
+    if requested in FUSED and requested not in kernels:
+        raise ValueError(f"{asked_by} has no kernels for this loss: use 'reference' or 'auto'")
     if requested == "triton":
         _check_triton(asked_by, tensors)
     if requested == "cpp":
@@ -50,10 +58,12 @@ def resolve_backend(requested: str, tensors: Sequence[Tensor]) -> str:
     return requested
 
 
-def _automatic(tensors: Sequence[Tensor]) -> str:
+def _automatic(tensors: Sequence[Tensor], kernels: Container[str]) -> str:
     if tensors[0].is_cuda:
-        return "triton" if _fit_triton(tensors) else "reference"
-    return "cpp" if tensors[0].device.type == "cpu" and extension.available() else "reference"
+        return "triton" if "triton" in kernels and _fit_triton(tensors) else "reference"
+    if tensors[0].device.type != "cpu" or "cpp" not in kernels:
+        return "reference"
+    return "cpp" if extension.available() else "reference"
 
 
 def _fit_triton(tensors: Sequence[Tensor]) -> bool:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from dogo_fast.ops import core
 from dogo_fast.ops.launches import Device, Launch, pretending
+from dogo_fast.ops.library import LOSSES
 
 if TYPE_CHECKING:
     from dogo_fast.kernels.configurations import Configuration, Table
 
-LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 """Of an A100, of an H100 (SXM) or H200, of a B200. Their number decides in how many parts a launch cuts the keys."""
 
@@ -36,7 +37,7 @@ def launches(
     tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those of
     MULTIPROCESSORS, or sm_90's."""
     from dogo_fast.kernels.configurations import SHIPPED
-    from dogo_fast.ops import library, tile_tables
+    from dogo_fast.ops import tile_tables
 
     multiprocessors = multiprocessors or MULTIPROCESSORS.get(target, MULTIPROCESSORS["sm_90"])
     device = Device(target, multiprocessors)
@@ -45,28 +46,21 @@ def launches(
         with pretending(device) as recorded:
             _augment(case, dtype)
         return recorded
+    loss = LOSSES[case.loss]
     learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
     number = 0.02 if case.variant == "online" else 0.5
-    how = ("float32", "triton")
-    views = [torch.empty(case.N, case.D, dtype=dtype, device="meta") for _ in range(4)]
-    gradient = torch.empty(2 * case.N if case.loss == "nt_xent" else case.N, device="meta")
-    gradient = gradient if case.variant == "rows" else gradient[0]
     reduction = "none" if case.variant == "rows" else "sum"
-    settings: tuple[Any, ...]
+    settings: dict[str, tuple[Any, ...]] = {
+        "nt_xent": (learnt, number, reduction),
+        "similarity_kl": (learnt, number, learnt, number / 2, reduction, case.variant == "static"),
+        "dogo_loss": (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean"),
+    }
+    views = [torch.empty(case.N, case.D, dtype=dtype, device="meta") for _ in loss.views]
+    arguments = (*views, *settings[case.loss], "float32", "triton")
     with pretending(device) as recorded, tile_tables.forced(tiles or SHIPPED):
-        if case.loss == "nt_xent":
-            settings = (learnt, number, reduction, *how)
-            saved = library._nt_xent_forward(*views[:2], *settings)[1:]
-            library._nt_xent_backward(gradient, *saved, *views[:2], *settings)
-        elif case.loss == "similarity_kl":
-            settings = (learnt, number, learnt, number / 2, reduction, case.variant == "static", *how)
-            saved = library._similarity_kl_forward(*views, *settings)[1:]
-            library._similarity_kl_backward(gradient, *saved, *views, *settings)
-        else:
-            settings = (learnt, number, learnt, number / 5, 1.0, 1.0, "batchmean", *how)
-            saved = library._dogo_loss_forward(*views, *settings)[7:]
-            upstream = (gradient, *[None] * 6)
-            library._dogo_loss_backward(*upstream, *saved, *views, *settings)
+        outputs = core.forward(loss, *arguments)
+        upstream = [outputs[0], *[None] * (len(loss.values) - 1)]
+        core.backward(loss, *upstream, *outputs[len(loss.values) :], *arguments)
     return recorded
 
 

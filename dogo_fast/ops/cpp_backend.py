@@ -5,6 +5,7 @@ so that Python can be interrupted in between; all but large problems are one cal
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from dogo_fast.ops import extension, problem
-from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
+from dogo_fast.ops.problem import VALUES, Gradients, Pair, Saved, Temperature, allocate_gradients
+
+__all__ = ["Problem", "allocate_gradients", "allocate_saved", "backward", "forward"]
 
 # csrc/geometry.h has the same numbers.
 LARGEST_BLOCK = 128
@@ -87,7 +90,7 @@ class Problem(problem.Problem):
 
     def temperature_values(self) -> list[float]:
         """τ and T of each peer; NaN for a tensor that is not finite and above 0."""
-        return [_value(each) for each in (self.temperature, *self.kd_temperatures)]
+        return [_value(each) for each in self.temperatures]
 
 
 def _value(temperature: Temperature) -> float:
@@ -97,20 +100,22 @@ def _value(temperature: Temperature) -> float:
     return value if 0 < value < math.inf else math.nan
 
 
-def allocate_saved(problem: Problem, device: torch.device) -> Saved:
+def allocate_saved(problem: Problem, device: torch.device) -> tuple[Tensor, ...]:
     """Uninitialised buffers; the shapes depend on the problem's sizes and dtypes only."""
-    z = [
+    rows = tuple(
         torch.empty(problem.pad, problem.width(peer), dtype=problem.products[peer], device=device)
         for peer in range(problem.peers)
-    ]
-    dtype = problem.value_dtype
-    return Saved(
-        z_1=z[0],
-        z_2=z[1] if problem.peers == 2 else torch.empty(0, 0, dtype=problem.products[0], device=device),
-        inverse_norm=torch.empty(problem.peers, problem.pad, dtype=dtype, device=device),
-        nt=torch.empty((problem.peers, 3, problem.pad) if problem.nt else (0, 3, 0), dtype=dtype, device=device),
-        kl=torch.empty((2, 3, problem.pad_a) if problem.kl else (0, 3, 0), dtype=dtype, device=device),
     )
+    inverse_norm = torch.empty(problem.peers, problem.pad, dtype=problem.value_dtype, device=device)
+    nt = inverse_norm.new_empty(problem.peers, 3, problem.pad) if problem.nt else None
+    kl = inverse_norm.new_empty(2, 3, problem.pad_a) if problem.kl else None
+    return Saved(rows, inverse_norm, nt, kl).pack()
+
+
+def _statistics(saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
+    """As the C++ operators take them: an empty tensor for those that are not there."""
+    absent = saved.inverse_norm.new_empty(0, 3, 0)
+    return saved.inverse_norm, absent if saved.nt is None else saved.nt, absent if saved.kl is None else saved.kl
 
 
 def _walk(operator: Any, *arguments: Any) -> None:
@@ -120,50 +125,45 @@ def _walk(operator: Any, *arguments: Any) -> None:
         step = operator(*arguments, step)
 
 
-def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | None], rows: Tensor | None) -> Saved:
-    """Write the losses to ``values`` (loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2; None: not wanted, all but
-    one where there is one loss only) and, unless None, every row's value to ``rows``."""
+def forward(
+    problem: Problem, pairs: tuple[Pair, ...], values: Mapping[str, Tensor], rows: Tensor | None
+) -> tuple[Tensor, ...]:
+    """As core.Backend says."""
     extension.load()
     operators = torch.ops.dogo_fast_cpp
-    saved = allocate_saved(problem, peers[0][0].device)
-    z = [saved.z_1, saved.z_2][: problem.peers]
-    panels = [torch.empty_like(each).unsqueeze(0) for each in z]
-    views = [view for pair in peers for view in pair]
+    tensors = allocate_saved(problem, pairs[0][0].device)
+    saved = Saved.unpack(problem, tensors)
+    panels = [torch.empty_like(each).unsqueeze(0) for each in saved.rows]
+    views = [view for pair in pairs for view in pair]
     geometry, temperatures = problem.geometry(), problem.temperature_values()
-    _walk(operators.statistics, views, z, *saved[2:], panels, geometry, temperatures)
-    wanted = [value for value in values if value is not None]
+    statistics = _statistics(saved)
+    _walk(operators.statistics, views, saved.rows, *statistics, panels, geometry, temperatures)
+    wanted = [values[name] for name in VALUES if name in values]
     operators.values(
-        *saved[2:], wanted, rows, geometry, temperatures, problem.nt_scale, problem.kl_scale, problem.kd_weights
+        *statistics, wanted, rows, geometry, temperatures, problem.nt_scale, problem.kl_scale, problem.kd_weights
     )
-    return saved
+    return tensors
 
 
 def backward(
-    problem: Problem,
-    saved: Saved,
-    upstream: list[Tensor | None],
-    factor: Tensor | None,
-    peer_2: str,
-    temperatures_learn: bool,
+    problem: Problem, tensors: tuple[Tensor, ...], upstream: Mapping[str, Tensor | None], factor: Tensor | None
 ) -> Gradients:
-    """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows
-    (``factor``). ``peer_2``: "student", "teacher" or "none", what the second peer is differentiated as."""
+    """As core.Backend says."""
     extension.load()
-    gradients = allocate_gradients(problem, saved.z_1.device, peer_2, temperatures_learn)
-    owned = len(gradients.views) // 2
-    z = [saved.z_1, saved.z_2][: problem.peers]
+    saved = Saved.unpack(problem, tensors)
+    gradients = allocate_gradients(problem, saved.inverse_norm.device)
     dtype = problem.value_dtype
-    layouts = [3 if each.dtype == torch.bfloat16 else 1 for each in z]
-    panels = [each.new_empty(count, *each.shape) for count, each in zip(layouts, z, strict=True)]
-    sums, key_sums = ([torch.empty_like(each, dtype=dtype) for each in z[:owned]] for _ in range(2))
+    layouts = [3 if each.dtype == torch.bfloat16 else 1 for each in saved.rows]
+    panels = [each.new_empty(count, *each.shape) for count, each in zip(layouts, saved.rows, strict=True)]
+    sums, key_sums = ([torch.empty_like(each, dtype=dtype) for each in saved.rows[: problem.owned]] for _ in range(2))
     pulls = torch.empty_like(saved.inverse_norm)
-    inner = saved.inverse_norm.new_empty(owned, 2, problem.pad) if temperatures_learn else None
+    inner = saved.inverse_norm.new_empty(problem.owned, 2, problem.pad) if problem.learns else None
     temperatures = problem.temperature_values()
     _walk(
         torch.ops.dogo_fast_cpp.gradients,
-        z, *saved[2:], factor, panels, sums, key_sums, pulls, inner, gradients.views,
-        problem.geometry(), temperatures, *_coefficients(problem, temperatures, upstream, factor, peer_2),
-        peer_2 == "teacher",
+        saved.rows, *_statistics(saved), factor, panels, sums, key_sums, pulls, inner, gradients.views,
+        problem.geometry(), temperatures, *_coefficients(problem, temperatures, upstream, factor),
+        problem.second == "teacher",
     )  # fmt: skip
     if inner is not None:
         _write_temperature_gradients(problem, gradients, inner, temperatures)
@@ -171,17 +171,18 @@ def backward(
 
 
 def _coefficients(
-    problem: Problem, temperatures: list[float], upstream: list[Tensor | None], factor: Tensor | None, peer_2: str
+    problem: Problem, temperatures: list[float], upstream: Mapping[str, Tensor | None], factor: Tensor | None
 ) -> tuple[list[float], list[float]]:
     """What multiplies every weight of NT-Xent and of the KL, of each peer: the upstream gradient times the reduction's
     scale over the temperature. Rows have their own upstream gradients."""
-    loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2 = (0.0 if g is None else float(g) for g in upstream)
+    given = {name: float(gradient) for name, gradient in upstream.items() if gradient is not None}
+    loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2 = (given.get(name, 0.0) for name in VALUES)
     nt, kl = [loss + loss_1 + nt_xent_1, loss + loss_2 + nt_xent_2], [0.0, 0.0]
     for peer, (of_peer, own) in enumerate(((loss_1, kl_1), (loss_2, kl_2))):
         kl[peer] = problem.kd_weights[peer] * (loss + of_peer) + own
     if factor is not None:
         nt, kl = [1.0, 1.0], [1.0, 1.0]
-    if peer_2 == "teacher":
+    if problem.second == "teacher":
         kl[1] = kl[0]  # the one KL there is, seen from its other side
     tau, *kd_temperatures = temperatures
     return (
@@ -195,9 +196,9 @@ def _write_temperature_gradients(
 ) -> None:
     """From the rows' Σ_j w_ij s_ij and Σ_j w_ij (c_ij − …); see csrc/dogo_backward.cpp."""
     sums = inner.sum(dim=2, dtype=torch.float64)  # of each owned peer: NT-Xent, KL
-    if gradients.temperature is not None:
-        gradients.temperature.copy_(-0.5 * sums[:, 0].sum() / temperatures[0])
-    own, teacher = gradients.kd_temperatures
+    tau, own, teacher = gradients.temperatures
+    if tau is not None:
+        tau.copy_(-0.5 * sums[:, 0].sum() / temperatures[0])
     if teacher is not None:
         teacher.copy_(-sums[1, 1] / temperatures[2])
         sums = sums[:1]

@@ -4,6 +4,7 @@ Forward: normalize, statistics, finalize. Backward: gradient and, where a temper
 Three launches and two, whatever N; every other call only allocates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from dogo_fast.ops import problem as problems
 from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
 from dogo_fast.ops.launches import device_of, run
-from dogo_fast.ops.problem import Gradients, Pair, Saved, Temperature, allocate_gradients
+from dogo_fast.ops.problem import VALUES, Gradients, Pair, Saved, Temperature, allocate_gradients
+
+__all__ = ["Problem", "allocate_gradients", "allocate_saved", "backward", "forward"]
 
 STATIC_LIMIT = 60.0
 """2/T up to which the shift of exp((c − m)/T) may be the constant 1: from exp(−60), the smallest that can be, to a loss
@@ -66,9 +69,9 @@ class Problem(problems.Problem):
         return self.pad_a + self.pad_b
 
     @property
-    def temperatures(self) -> tuple[Tensor | float, ...]:
+    def temperature_arguments(self) -> tuple[Tensor | float, ...]:
         """As the kernels take them: τ, then T of each peer."""
-        return tuple(argument(each) for each in (self.temperature, *self.kd_temperatures))
+        return tuple(argument(each) for each in self.temperatures)
 
     def chunk(self, peer: int) -> int:
         return int(row_chunk(self.widths[peer], self.products[peer].itemsize))
@@ -134,27 +137,26 @@ def _floats(*shape: int, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-def allocate_saved(problem: Problem, device: torch.device) -> Saved:
+def allocate_saved(problem: Problem, device: torch.device) -> tuple[Tensor, ...]:
     """Uninitialised buffers; the shapes depend on the problem's sizes and dtypes only."""
-    z = [
+    rows = tuple(
         torch.empty(problem.pad, problem.padded_width(peer), dtype=problem.products[peer], device=device)
         for peer in range(problem.peers)
-    ]
-    return Saved(
-        z_1=z[0],
-        z_2=z[1] if problem.peers == 2 else torch.empty(0, 0, dtype=problem.products[0], device=device),
-        inverse_norm=_floats(problem.peers, problem.pad, device=device),
-        nt=_floats(*((problem.peers, 3, problem.pad) if problem.nt else (0, 3, 0)), device=device),
-        kl=_floats(*((2, 3, problem.pad_a) if problem.kl else (0, 3, 0)), device=device),
     )
+    inverse_norm = _floats(problem.peers, problem.pad, device=device)
+    nt = _floats(problem.peers, 3, problem.pad, device=device) if problem.nt else None
+    kl = _floats(2, 3, problem.pad_a, device=device) if problem.kl else None
+    return Saved(rows, inverse_norm, nt, kl).pack()
 
 
-def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | None], rows: Tensor | None) -> Saved:
-    """Write the losses to ``values`` (loss, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2; None: not wanted) and,
-    unless None, every row's value to ``rows``."""
-    device = peers[0][0].device
-    saved = allocate_saved(problem, device)
-    _normalize(problem, peers, saved)
+def forward(
+    problem: Problem, pairs: tuple[Pair, ...], values: Mapping[str, Tensor], rows: Tensor | None
+) -> tuple[Tensor, ...]:
+    """As core.Backend says."""
+    device = pairs[0][0].device
+    tensors = allocate_saved(problem, device)
+    saved = Saved.unpack(problem, tensors)
+    _normalize(problem, pairs, saved)
     tile = problem.tiles(device).statistics
     row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
     splits = configurations.column_splits(row_blocks, problem.rows_b, tile, device_of(device).multiprocessors)
@@ -162,7 +164,7 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     kl_partial = _floats(2, 3, splits, problem.pad_a, device=device) if problem.kl else None
     run(
         statistics_kernel, (row_blocks, splits),
-        saved.z_1, saved.z_2, nt_partial, kl_partial, *problem.temperatures,
+        saved.rows[0], saved.rows[-1], nt_partial, kl_partial, *problem.temperature_arguments,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
         **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
@@ -170,11 +172,11 @@ def forward(problem: Problem, peers: tuple[Pair, ...], values: list[Tensor | Non
     )  # fmt: skip
     run(
         finalize_kernel, (1,),
-        nt_partial, kl_partial, saved.nt, saved.kl, rows, *values, *problem.temperatures,
+        nt_partial, kl_partial, saved.nt, saved.kl, rows, *map(values.get, VALUES), *problem.temperature_arguments,
         problem.rows_a, problem.pad_a, problem.pad_b, problem.nt_scale, problem.kl_scale, *problem.kd_weights,
         **problem.statistics_switches(), SPLITS=splits, BLOCK=problem.finalize_rows, num_warps=8,
     )  # fmt: skip
-    return saved
+    return tensors
 
 
 def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
@@ -184,7 +186,7 @@ def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
     block_rows = configurations.ROW_MULTIPLE if interpreting() else NORMALIZE_ROWS
     run(
         normalize_kernel, (problem.pad // block_rows, problem.peers),
-        a_1, b_1, saved.z_1, a_2, b_2, saved.z_2, saved.inverse_norm,
+        a_1, b_1, saved.rows[0], a_2, b_2, saved.rows[-1], saved.inverse_norm,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
         *a_1.stride(), *b_1.stride(), *a_2.stride(), *b_2.stride(),
         problem.widths[0], problem.widths[last],
@@ -194,42 +196,38 @@ def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
 
 
 def backward(
-    problem: Problem,
-    saved: Saved,
-    upstream: list[Tensor | None],
-    factor: Tensor | None,
-    peer_2: str,
-    temperatures_learn: bool,
+    problem: Problem, tensors: tuple[Tensor, ...], upstream: Mapping[str, Tensor | None], factor: Tensor | None
 ) -> Gradients:
-    """Gradients from those of the 0-d outputs (``upstream``, in the order of ``forward``'s values) or of the rows
-    (``factor``). ``peer_2``: "student", "teacher" or "none", what the second peer is differentiated as."""
-    device = saved.z_1.device
-    gradients = allocate_gradients(problem, device, peer_2, temperatures_learn)
-    owned = len(gradients.views) // 2
+    """As core.Backend says."""
+    saved = Saved.unpack(problem, tensors)
+    device = saved.inverse_norm.device
+    gradients = allocate_gradients(problem, device)
+    owned = problem.owned
     scratch = [
         _floats(problem.pad, problem.padded_width(peer), device=device)
         if problem.padded_width(peer) > problem.chunk(peer)
         else None
         for peer in range(owned)
     ]
-    inner = _floats(owned, 2, problem.pad, device=device) if temperatures_learn else None
+    inner = _floats(owned, 2, problem.pad, device=device) if problem.learns else None
     tile = problem.tiles(device).gradient
     absent = (None, None)
     run(
         gradient_kernel, (problem.row_blocks(tile, views=2), owned),
-        saved.z_1, saved.z_2, saved.inverse_norm, *(gradients.views + absent)[:4], *(*scratch, None)[:2], inner,
-        saved.nt, saved.kl, factor, *upstream, *problem.temperatures,
+        saved.rows[0], saved.rows[-1], saved.inverse_norm,
+        *(gradients.views + absent)[:4], *(*scratch, None)[:2], inner,
+        saved.nt, saved.kl, factor, *map(upstream.get, VALUES), *problem.temperature_arguments,
         problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
         problem.nt_scale, problem.kl_scale, *problem.kd_weights,
-        **problem.tile_switches(), **problem.chunks(), **problem.product_chunks("BLOCK_S"), PEER_2=peer_2,
-        PER_ROW=factor is not None, TEMPERATURE_GRADIENT=temperatures_learn,
+        **problem.tile_switches(), **problem.chunks(), **problem.product_chunks("BLOCK_S"), PEER_2=problem.second,
+        PER_ROW=factor is not None, TEMPERATURE_GRADIENT=problem.learns,
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
-    if temperatures_learn:
+    if problem.learns:
         run(
             temperature_gradient_kernel, (1,),
-            inner, gradients.temperature, *gradients.kd_temperatures, *problem.temperatures,
+            inner, *gradients.temperatures, *problem.temperature_arguments,
             problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
-            **problem.switches(), PEER_2=peer_2, BLOCK=problem.finalize_rows, num_warps=8,
+            **problem.switches(), PEER_2=problem.second, BLOCK=problem.finalize_rows, num_warps=8,
         )  # fmt: skip
     return gradients

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dogo_fast.kernels.configurations import Configuration
-from dogo_fast.ops import library, tile_tables
+from dogo_fast.ops import core, tile_tables
 from dogo_fast.ops.launches import device_of
+from dogo_fast.ops.library import DOGO_LOSS
+from dogo_fast.ops.problem import VALUES
 from dogo_fast.tuning.search import Problem, Run
 
 GRAPH_SECONDS = 2e-3
@@ -67,11 +69,11 @@ def _pass_of(problem: Problem, kernel: str, default: Configuration) -> Callable[
     shape = (problem.rows, problem.columns)
     views = [torch.randn(shape, generator=source, device="cuda").to(dtype) for _ in range(4)]
     if kernel == "statistics":
-        return lambda: library._dogo_loss_forward(*views, *SETTINGS)
+        return lambda: core.forward(DOGO_LOSS, *views, *SETTINGS)
     with tile_tables.forced(default):  # the user's own tiles may be those that fail
-        saved = library._dogo_loss_forward(*views, *SETTINGS)[7:]
-    upstream: list[Tensor | None] = [torch.ones((), device="cuda"), *[None] * 6]
-    return lambda: library._dogo_loss_backward(*upstream, *saved, *views, *SETTINGS)
+        saved = core.forward(DOGO_LOSS, *views, *SETTINGS)[len(VALUES) :]
+    upstream: list[Tensor | None] = [torch.ones((), device="cuda"), *[None] * (len(VALUES) - 1)]
+    return lambda: core.backward(DOGO_LOSS, *upstream, *saved, *views, *SETTINGS)
 
 
 def _capture(run: Callable[[], Any], configuration: Configuration) -> tuple[torch.cuda.CUDAGraph, int]:

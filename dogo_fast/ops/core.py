@@ -1,0 +1,305 @@
+"""The core of every loss: from one description follow schema, implementation, fake kernel and autograd.
+
+A ``Loss`` says what its operator is given and gives, and how its problem is made of that; ``register`` makes of it
+
+    NAME(views, temperatures, settings, product, backend) -> (values, saved)
+    NAME_backward(gradients of the values, saved, and the same again) -> (gradients of the views, of the temperatures)
+
+A temperature travels as ``Tensor? name_tensor, float name``: the tensor when there is one, else the number.
+``product`` is the dtype in which float32 rows are multiplied: ``"bfloat16"`` or ``"float16"`` under autocast, else
+``"float32"``, on a GPU as torch.set_float32_matmul_precision says when the operator runs. 16-bit rows are multiplied as
+they are on a GPU; on a CPU float32 products, which are more exact, stand in for 16-bit ones that would be slower.
+``backend`` names what computes: a module with ``Problem``, ``allocate_saved``, ``forward`` and ``backward``, as
+triton_backend.py and cpp_backend.py have them (``Backend``). ``saved`` is what the backward reads besides.
+"""
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dogo_fast import kernels
+from dogo_fast.ops.backend import AUTOCAST_DEVICES
+from dogo_fast.ops.problem import Gradients, Pair, Temperature
+
+_library = torch.library.Library("dogo_fast", "DEF")
+PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KERNELS = {"triton": "dogo_fast.ops.triton_backend", "cpp": "dogo_fast.ops.cpp_backend"}
+"""The modules that compute NT-Xent, the similarity KL and what is made of them."""
+
+
+class Backend(Protocol):
+    """What a module that computes a loss has.
+
+    ``values`` and ``upstream`` go by the names that the loss gives its values; ``rows`` and ``factor`` are the values
+    of every row and their gradients, where the loss has a value a row, and None else.
+    """
+
+    Problem: type[Any]
+
+    def allocate_saved(self, problem: Any, device: torch.device) -> tuple[Tensor, ...]:
+        """Uninitialised; the shapes depend on the problem's sizes and dtypes only."""
+
+    def forward(
+        self, problem: Any, pairs: tuple[Pair, ...], values: Mapping[str, Tensor], rows: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Write the values; return what the backward reads."""
+
+    def allocate_gradients(self, problem: Any, device: torch.device) -> Gradients:
+        """Uninitialised."""
+
+    def backward(
+        self,
+        problem: Any,
+        saved: tuple[Tensor, ...],
+        upstream: Mapping[str, Tensor | None],
+        factor: Tensor | None,
+    ) -> Gradients:
+        """Gradients of the views and of the temperatures that are tensors."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss: all that its operators, their fake kernels and their autograd follow from.
+
+    Args:
+        name: of the operator, torch.ops.dogo_fast.NAME.
+        pairs: names of the two views (or queries and keys) of each peer.
+        temperatures: names, each with its place in ``Gradients.temperatures``.
+        settings: everything else that decides, as a schema declares it: "str reduction".
+        values: names of what it gives, 0-d tensors, or one with a value a row.
+        saved: names of what the backward reads besides the inputs.
+        terms: called with the numbers of rows of the two views, the temperatures, and the settings; gives the fields
+            that the backend's ``Problem`` has beyond those of ``Inputs``.
+        backends: what computes it, by the name that users give: a module's name, imported on first use, or a Backend.
+    """
+
+    name: str
+    pairs: tuple[tuple[str, str], ...]
+    temperatures: Mapping[str, int]
+    settings: tuple[str, ...]
+    values: tuple[str, ...]
+    saved: tuple[str, ...]
+    terms: Callable[..., dict[str, Any]]
+    backends: Mapping[str, str | Backend] = field(default_factory=lambda: KERNELS)
+
+    def __call__(
+        self,
+        pairs: tuple[Pair, ...],
+        temperatures: tuple[float | Tensor, ...],
+        settings: tuple[Any, ...],
+        backend: str,
+    ) -> tuple[Tensor, ...]:
+        """The values by the operator; arguments are checked already."""
+        views = [view for pair in pairs for view in pair]
+        _refuse_forward_mode(self.name, backend, *views, *temperatures)
+        travelling = [part for temperature in temperatures for part in _split(temperature)]
+        operator = getattr(torch.ops.dogo_fast, self.name)
+        outputs = operator(*views, *travelling, *settings, _product(views[0]), backend + _LAYOUT)
+        values: tuple[Tensor, ...] = outputs[: len(self.values)]
+        return values
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(name for pair in self.pairs for name in pair)
+
+    @property
+    def schemas(self) -> tuple[str, str]:
+        """Of the operator and of its backward.
+
+        The backward is given the inputs for their shapes and dtypes, and so that a second derivative, which it refuses,
+        is found in the graph; their values are not read.
+        """
+        views = [f"Tensor {name}" for name in self.views]
+        temperatures = [f"Tensor? {name}_tensor, float {name}" for name in self.temperatures]
+        given = ", ".join((*views, *temperatures, *self.settings, "str product", "str backend"))
+        saved = ", ".join(f"Tensor {name}" for name in self.saved)
+        values = ", ".join(f"Tensor {name}" for name in self.values)
+        upstream = ", ".join(f"Tensor? upstream_{name}" for name in self.values)
+        gradients = ", ".join(f"Tensor gradient_{name}" for name in (*self.views, *self.temperatures))
+        return (
+            f"{self.name}({given}) -> ({values}, {saved})",
+            f"{self.name}_backward({upstream}, {saved}, {given}) -> ({gradients})",
+        )
+
+
+# ------------------------------------------------------------------------------------------------ before the call
+
+
+def _sources(*files: Path) -> str:
+    """A few letters that change with what is in the files; without them (an installation of byte code alone), none."""
+    contents = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files) if file.is_file()))
+    return contents.hexdigest()[:12]
+
+
+# torch.compile keeps compiled graphs on disk and finds them again by the graph alone: after an upgrade that changes the
+# shape of a saved buffer it would run one that expects the old shape, and fail. So the name of the backend in a graph
+# carries all that may decide the shapes. The files are read (1 ms), not imported: configurations.py reads tiles.json.
+_LAYOUT = ":" + _sources(
+    *(file for folder in (__file__, kernels.__file__) for file in Path(folder).parent.glob("*.py"))
+)
+
+
+def _refuse_forward_mode(name: str, backend: str, *inputs: object) -> None:
+    """An operator without a forward-mode formula would silently drop the tangents."""
+    if torch.compiler.is_compiling():
+        return
+    for tensor in inputs:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"dogo_fast.{name} has no forward-mode derivative with backend={backend!r}: use backend='reference'"
+            )
+
+
+def _split(temperature: float | Tensor) -> tuple[Tensor | None, float]:
+    return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
+
+
+def _product(tensor: Tensor) -> str:
+    """The dtype in which float32 rows are to be multiplied here and now: autocast's, else their own."""
+    kind = tensor.device.type
+    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+        return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+    return "float32"
+
+
+# ------------------------------------------------------------------------------------------------ implementations
+
+
+class Call(NamedTuple):
+    """An operator's arguments, taken apart."""
+
+    backend: Backend
+    problem: Any
+    pairs: tuple[Pair, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.pairs[0][0].device
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.problem.value_dtype, device=self.device)
+
+
+def _name(backend: str) -> str:
+    return backend.partition(":")[0]
+
+
+def _take_apart(loss: Loss, arguments: tuple[Any, ...]) -> Call:
+    """Of an operator's arguments: views, temperatures, settings, product, backend."""
+    given = iter(arguments)
+    pairs = tuple((next(given), next(given)) for _ in loss.pairs)
+    temperatures = [Temperature(next(given), next(given)) for _ in loss.temperatures]
+    *settings, product, backend = given
+    rows, keys = (view.shape[0] for view in pairs[0])
+    computed_by: Any = loss.backends[_name(backend)]
+    if isinstance(computed_by, str):
+        computed_by = importlib.import_module(computed_by)
+    problem = computed_by.Problem(
+        rows,
+        keys,
+        widths=tuple(first.shape[1] for first, _ in pairs),
+        dtypes=tuple(first.dtype for first, _ in pairs),
+        product=PRODUCTS[product],
+        **loss.terms(rows, keys, *temperatures, *settings),
+    )
+    return Call(computed_by, problem, pairs)
+
+
+def forward(loss: Loss, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    """The operator: its values, then what its backward reads. ``fake``: their shapes and dtypes alone."""
+    call = _take_apart(loss, arguments)
+    rows: int | None = call.problem.value_rows
+    values = {name: call.empty() if rows is None else call.empty(rows) for name in loss.values}
+    if fake:
+        return *values.values(), *call.backend.allocate_saved(call.problem, call.device)
+    if rows is None:
+        return *values.values(), *call.backend.forward(call.problem, call.pairs, values, None)
+    ((name, of_rows),) = values.items()
+    return of_rows, *call.backend.forward(call.problem, call.pairs, {name: call.empty()}, of_rows)
+
+
+def backward(loss: Loss, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    """The backward operator: gradients of views and temperatures; an empty one where none was asked for."""
+    given = iter(arguments)
+    upstream = {name: next(given) for name in loss.values}
+    saved = tuple(next(given) for _ in loss.saved)
+    call = _take_apart(loss, tuple(given))
+    if fake:
+        gradients = call.backend.allocate_gradients(call.problem, call.device)
+    elif call.problem.value_rows is None:
+        gradients = call.backend.backward(call.problem, saved, upstream, None)
+    else:
+        (factor,) = upstream.values()
+        gradients = call.backend.backward(call.problem, saved, {}, factor.contiguous())
+    missing = (None,) * (len(loss.views) - len(gradients.views))
+    found = (*gradients.views, *missing, *(gradients.temperatures[place] for place in loss.temperatures.values()))
+    return tuple(call.empty(0) if gradient is None else gradient for gradient in found)
+
+
+# ----------------------------------------------------------------------------------------------------- autograd
+
+
+def _keep(loss: Loss, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What the backward reads; it has no gradient of its own, and absent upstream gradients stay absent."""
+    saved = output[len(loss.values) :]
+    ctx.save_for_backward(*saved, *(each if isinstance(each, Tensor) else None for each in inputs))
+    ctx.others = tuple(None if isinstance(each, Tensor) else each for each in inputs)
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(loss: Loss, ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of every argument of the operator."""
+    upstream = upstream[: len(loss.values)]
+    if all(gradient is None for gradient in upstream):
+        return (None,) * len(ctx.others)
+    kept = ctx.saved_tensors  # once: activation checkpointing allows no second look
+    saved, tensors = kept[: len(loss.saved)], kept[len(loss.saved) :]
+    arguments = [other if tensor is None else tensor for tensor, other in zip(tensors, ctx.others, strict=True)]
+    found = iter(getattr(torch.ops.dogo_fast, f"{loss.name}_backward")(*upstream, *saved, *arguments))
+    gradients: list[Tensor | None] = [_asked_for(next(found), view) for view in arguments[: len(loss.views)]]
+    for tensor in tensors[len(loss.views) :: 2][: len(loss.temperatures)]:
+        gradients += [_asked_for(next(found), tensor), None]
+    return (*gradients, *(None,) * (len(arguments) - len(gradients)))
+
+
+def _asked_for(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
+    """The gradient of a tensor in its dtype; None for the empty one that stands for none."""
+    return None if tensor is None or gradient.dim() != tensor.dim() else gradient.to(tensor.dtype)
+
+
+def _remember_backend(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.backend = _name(inputs[-1])
+
+
+def _refuse_second_derivative(loss: Loss, ctx: Any, *_: Any) -> Any:
+    raise RuntimeError(
+        f"dogo_fast.{loss.name} has no second derivative with backend={ctx.backend!r}: "
+        "differentiate it with backend='reference'"
+    )
+
+
+def register(loss: Loss) -> Loss:
+    """Define torch.ops.dogo_fast.NAME and NAME_backward."""
+    names = (loss.name, f"{loss.name}_backward")
+    for name, schema, function in zip(names, loss.schemas, (forward, backward), strict=True):
+        _library.define(schema)
+        for key in ("CUDA", "CPU"):
+            _library.impl(name, functools.partial(function, loss), key)
+        fake = functools.partial(function, loss, fake=True)
+        torch.library.register_fake(f"dogo_fast::{name}", fake, lib=_library)
+    autograd: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
+        (functools.partial(_differentiate, loss), functools.partial(_keep, loss)),
+        (functools.partial(_refuse_second_derivative, loss), _remember_backend),
+    )
+    for name, (differentiate, setup_context) in zip(names, autograd, strict=True):
+        torch.library.register_autograd(f"dogo_fast::{name}", differentiate, setup_context=setup_context, lib=_library)
+    return loss

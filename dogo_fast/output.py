@@ -1,0 +1,18 @@
+"""What a loss of several parts returns."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class DoGoLossOutput(NamedTuple):
+    """Every part of the DoGo loss, each a 0-d tensor; ``loss = loss_1 + loss_2``, ``loss_p = nt_xent_p + w_p ·
+    kl_p``."""
+
+    loss: Tensor
+    loss_1: Tensor
+    loss_2: Tensor
+    nt_xent_1: Tensor
+    nt_xent_2: Tensor
+    kl_1: Tensor
+    kl_2: Tensor
