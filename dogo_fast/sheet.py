@@ -13,8 +13,8 @@ from dogo_fast.augment import Augmentation
 from dogo_fast.data import load_data_set
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
+from dogo_fast.training.building import VIEWS, choose_recipe
 from dogo_fast.training.config import CheckedRecipe, resolve_device
-from dogo_fast.training.trainer import VIEWS, choose_recipe
 
 MARGIN = 2
 """Pixels between the pictures."""
