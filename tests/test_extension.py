@@ -237,6 +237,9 @@ def install(wheel: Path, folder: Path, place: Place) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("dogo_fast/csrc/")}
         assert names == {f"dogo_fast/csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
+        assert {"dogo_fast/kernels/tiles.json", "dogo_fast/bench/records.py"} <= set(archive.namelist())
+        beside = [name for name in archive.namelist() if not name.startswith(("dogo_fast/", "dogo_fast-"))]
+        assert beside == [] and not any("reports" in name or "results" in name for name in archive.namelist())
         archive.extractall(folder)
     place.environment["PYTHONPATH"] = str(folder)
 
