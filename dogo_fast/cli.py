@@ -5,7 +5,6 @@ Whatever the user can put right is one line on stderr and exit code 2; a diverge
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import logging
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (default: the process's arguments) and return its exit code."""
     try:
         _check_installed()
-        command = find_command(sys.argv[1:] if arguments is None else arguments)
+        command = parse(sys.argv[1:] if arguments is None else arguments)
         with _messages_beside_the_bar():
             command()
         sys.stdout.flush()
@@ -52,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find_command(arguments: Sequence[str]) -> Callable[[], None]:
-    """The command that the first argument names, which will read the others.
+def parse(arguments: Sequence[str]) -> Callable[[], None]:
+    """The command that the arguments ask for, ready to run.
 
     Raises:
-        UserError: no command.
+        UserError: unknown commands or options, or values that are not allowed.
         SystemExit: after printing the help that was asked for.
     """
     name, *words = arguments or [""]
@@ -71,7 +70,8 @@ def find_command(arguments: Sequence[str]) -> Callable[[], None]:
 
         got = f"{name!r}{did_you_mean([name], list(COMMANDS))}" if arguments else "none"
         raise UserError(f"the command must be one of {', '.join(COMMANDS)}, got {got}")
-    return functools.partial(importlib.import_module(f"dogo_fast.commands.{name}").main, words, COMMANDS[name])
+    command: Callable[[], None] = importlib.import_module(f"dogo_fast.commands.{name}").read(words, COMMANDS[name])
+    return command
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
-"""One module a command, each with ``main(words, summary)``: check what the words ask for, and do it. The summary heads
-the help. dogo_fast/cli.py has their names."""
+"""One module a command, each with ``read(words, summary)``: what the words ask for, checked and ready to run. The
+summary heads the help. dogo_fast/cli.py has their names."""
 
 import re
 

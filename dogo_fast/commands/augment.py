@@ -1,6 +1,6 @@
 """``dogo-fast augment``: a sheet of views to look at, one row an image, first the image, then its views."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +46,10 @@ class AugmentConfig(Options):
     """Where to make them."""
 
 
-def main(words: Sequence[str], summary: str) -> None:
-    """Save the sheet, and print where it is."""
-    print(save_sheet(parse("augment", words, AugmentConfig, summary)))
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Saving the sheet, and printing where it is."""
+    config = parse("augment", words, AugmentConfig, summary)
+    return lambda: print(save_sheet(config))
 
 
 def save_sheet(config: AugmentConfig) -> str:

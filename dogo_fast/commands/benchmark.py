@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, get_args
@@ -44,9 +44,10 @@ class BenchmarkConfig(Options):
     """Begin no further case after so long; the record says by its cases which had their turn."""
 
 
-def main(words: Sequence[str], summary: str) -> None:
-    """Measure, and show what was measured."""
-    benchmark(parse("benchmark", words, BenchmarkConfig, summary))
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Measuring, and showing what was measured."""
+    config = parse("benchmark", words, BenchmarkConfig, summary)
+    return lambda: benchmark(config)
 
 
 def benchmark(config: BenchmarkConfig) -> None:

@@ -1,7 +1,7 @@
 """``dogo-fast pretrain``: train two peers together and print the table."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,14 +32,15 @@ class Sources(Options):
     """Settings from a TOML or JSON file, a run's config.json for instance; they override the preset."""
 
 
-def main(words: Sequence[str], summary: str) -> None:
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
     """Options override the file, the file the preset."""
     description = f"{summary} Presets: {', '.join(PRESETS)}. Per peer: one value for both, or two with a comma between."
     found = given("pretrain", words, [Sources, PretrainConfig], description, TITLES)
     sources = check(Sources, {name: found.pop(name) for name in Sources.model_fields if name in found})
     out = Path(found["out"]) if "out" in found else None
     start = starting_point(sources.preset, sources.config, found.get("resume"), out)
-    run(check(PretrainConfig, {**start, **found}))
+    config = check(PretrainConfig, {**start, **found})
+    return lambda: run(config)
 
 
 def run(config: PretrainConfig) -> None:

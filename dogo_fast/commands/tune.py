@@ -59,9 +59,10 @@ class TuneConfig(Options):
                         yield problem
 
 
-def main(words: Sequence[str], summary: str) -> None:
-    """Tune as the words say."""
-    run(parse("tune", words, TuneConfig, summary))
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Tuning as the words say."""
+    config = parse("tune", words, TuneConfig, summary)
+    return lambda: run(config)
 
 
 def run(config: TuneConfig) -> None:
