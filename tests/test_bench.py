@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dogo_fast
 from dogo_fast.atomic import write_atomically
 from dogo_fast.bench import grid, records, tables, timing
 from dogo_fast.bench.reports import check, page, plots
@@ -406,7 +407,7 @@ def test_settings_of_pytest_around_the_suite_do_not_count(tmp_path: Path) -> Non
     """As of a project whose virtual environment the suite is installed in."""
     folder = tmp_path / "dogo_fast" / "bench"
     left_out = shutil.ignore_patterns("results", "__pycache__", "_extension")
-    shutil.copytree(Path(benchmark.__file__).parent, folder.parent, ignore=left_out)
+    shutil.copytree(Path(dogo_fast.__file__).parent, folder.parent, ignore=left_out)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -k nothing\n")
     (tmp_path / "scratch").mkdir()
     suite = command._suite(
