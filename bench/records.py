@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dogo_fast.benchmark import INCOMPLETE
-
 from . import fields
 
 RESULTS = Path(__file__).resolve().parent / "results"
+INCOMPLETE = "-incomplete"
+"""At the end of a record's name, while not all is measured."""
 
 
 class NotARecord(Exception):

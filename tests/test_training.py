@@ -256,7 +256,7 @@ def test_data_of_another_kind_is_refused_by_name():
             {"config": PretrainConfig(), "epochs": 3},
             "options must not be given beside config",
         ),
-        (("small", "small"), pixels(), {"batch_size": 64}, "--batch-size must be from 2 to 48"),
+        (("small", "small"), pixels(), {"batch_size": 64}, "`batch_size` must be from 2 to 48"),
     ],
 )
 def test_a_wrong_argument_of_the_trainer_is_one_error(backbones, data, options, message):  # type: ignore[no-untyped-def]
@@ -857,13 +857,13 @@ def test_run_folder_refuses_to_overwrite(tmp_path: Path):
 def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match=r"--device must be auto or cpu.*'cuda'"):
+    with pytest.raises(UserError, match=r"`device` must be auto or cpu.*'cuda'"):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda") and resolve_device("cuda:1") == torch.device("cuda:1")
     for name in ("cuda:2", "cuda:", "gpu", "cuda:x", ""):
-        with pytest.raises(UserError, match=f"--device must be .*'{name}'"):
+        with pytest.raises(UserError, match=f"`device` must be .*'{name}'"):
             resolve_device(name)
 
 
