@@ -35,11 +35,12 @@ from typing import Any
 import torch
 
 from dogo_fast.atomic import write_atomically
-from dogo_fast.ops.compiling import LOSSES, MULTIPROCESSORS, Case, buffer_bytes, build, launches
+from dogo_fast.ops.compiling import LOSSES, MULTIPROCESSORS, Case, buffer_bytes, build
 from dogo_fast.ops.launches import Launch
 
 from ..work import Shape, TileLoop, Work, needed, tile_loops
 from . import compile_report
+from .cases import launches
 from .machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops, read
 
 MOST_TILES = 8

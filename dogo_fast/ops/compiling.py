@@ -33,19 +33,15 @@ class Case(NamedTuple):
 def launches(
     case: Case, target: str, tiles: "Configuration | Table | None" = None, multiprocessors: int | None = None
 ) -> list[Launch]:
-    """The launches of one forward and backward pass on a target, recorded on tensors without memory; with the given
-    tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those of
-    MULTIPROCESSORS, or sm_90's."""
+    """The launches of one forward and backward pass of a loss on a target, recorded on tensors without memory; with
+    the given tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those
+    of MULTIPROCESSORS, or sm_90's."""
     from dogo_fast.kernels.configurations import SHIPPED
     from dogo_fast.ops import tile_tables
 
     multiprocessors = multiprocessors or MULTIPROCESSORS.get(target, MULTIPROCESSORS["sm_90"])
     device = Device(target, multiprocessors)
     dtype = getattr(torch, case.dtype)
-    if case.loss == "augment":
-        with pretending(device) as recorded:
-            _augment(case, dtype)
-        return recorded
     loss = LOSSES[case.loss]
     learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
     number = 0.02 if case.variant == "online" else 0.5
@@ -74,18 +70,6 @@ def buffer_bytes(recorded: list[Launch]) -> int:
             if isinstance(value, torch.Tensor) and name not in inputs:
                 found[value.untyped_storage()._cdata, value.storage_offset(), value.shape] = value.nbytes
     return sum(found.values())
-
-
-def _augment(case: Case, dtype: torch.dtype) -> None:
-    """Four views of a batch of square images."""
-    from dogo_fast.augment import VIEW_RECIPES, Augmentation
-    from dogo_fast.ops.augment import launch_augmentation
-
-    recipes = [VIEW_RECIPES[case.variant]] * 4
-    augmentation = Augmentation(recipes, (case.D, case.D), 0, dtype=dtype, device="meta", backend="reference")
-    images = torch.empty(1, 3, case.D, case.D, dtype=torch.uint8, device="meta")
-    rows = torch.empty(case.N, dtype=torch.int64, device="meta")
-    launch_augmentation(augmentation, images, rows, rows, None)
 
 
 def build(launch: Launch, target: str) -> Any:

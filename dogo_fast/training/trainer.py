@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.data import Batch, DataSet, ImageSource, make_loader
 from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.ops.backend import resolve_backend
@@ -31,6 +30,7 @@ from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser, learning_rate_factor
 from dogo_fast.training.run_folder import RunFolder, run_settings
 from dogo_fast.training.step import StepSettings, TrainingStep
+from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewRecipe
 
 VIEWS = 4
 """Two of each peer."""
