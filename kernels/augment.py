@@ -506,10 +506,8 @@ def augment_kernel(
         turn = Turn(tl.cos(draws.angle), tl.sin(draws.angle))
     p_view = p_out + i_out * (3 * PIXELS)
     p_planes = p_scratch
-    blurred = False
     if BLUR_SIZE > 0:
         p_planes += i_out * (6 * PIXELS)
-        blurred = draws.sigma > 0
     jitters = draws.places.contrast < 4
 
     # the mean grey that contrast needs: of the view as it is when its turn comes
@@ -532,20 +530,19 @@ def augment_kernel(
             tl.where(draws.grey, b_grey, b_green),
             tl.where(draws.grey, b_grey, b_blue),
         )
-        if blurred:
+        if BLUR_SIZE > 0 and draws.sigma > 0:
             _write_planes(p_planes, tile, colours, PIXELS)
         else:
             _write(p_view, tile, colours, draws.solarised, normalisation, INTERPRETED)
 
-    if BLUR_SIZE > 0:  # noqa: SIM102  # the outer one is decided when the kernel is compiled
-        if blurred:
-            tl.debug_barrier()  # the program's own writes are read below by other threads of it
-            for number in range(0, TILES):
-                tile = _tile(number, PIXELS, BLOCK)
-                colours = _blur(p_planes, tile, draws.sigma, True, sizes, BLUR_SIZE)
-                _write_planes(p_planes + 3 * PIXELS, tile, colours, PIXELS)
-            tl.debug_barrier()
-            for number in range(0, TILES):
-                tile = _tile(number, PIXELS, BLOCK)
-                colours = _blur(p_planes + 3 * PIXELS, tile, draws.sigma, False, sizes, BLUR_SIZE)
-                _write(p_view, tile, colours, draws.solarised, normalisation, INTERPRETED)
+    if BLUR_SIZE > 0 and draws.sigma > 0:
+        tl.debug_barrier()  # the program's own writes are read below by other threads of it
+        for number in range(0, TILES):
+            tile = _tile(number, PIXELS, BLOCK)
+            colours = _blur(p_planes, tile, draws.sigma, True, sizes, BLUR_SIZE)
+            _write_planes(p_planes + 3 * PIXELS, tile, colours, PIXELS)
+        tl.debug_barrier()
+        for number in range(0, TILES):
+            tile = _tile(number, PIXELS, BLOCK)
+            colours = _blur(p_planes + 3 * PIXELS, tile, draws.sigma, False, sizes, BLUR_SIZE)
+            _write(p_view, tile, colours, draws.solarised, normalisation, INTERPRETED)
