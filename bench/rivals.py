@@ -71,7 +71,8 @@ class AuthorsStep:
         for peer in self.peers:
             a, b = (self.views(images).to(self.device) for _ in range(2))
             pairs.append((peer(a).projections, peer(b).projections))
-        output = reference.dogo_loss(*pairs)
+        first, second = pairs
+        output = reference.dogo_loss(first, second)
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         output.loss.backward()

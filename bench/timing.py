@@ -181,7 +181,7 @@ class OnGPU:
             calls[number % len(calls)]()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
+        return float(start.elapsed_time(end)) / 1e3 / repeats
 
     def round(self) -> dict[str, float]:
         forward, both = (self._time(phase, self.repeats[phase]) for phase in self.timed)
@@ -328,7 +328,8 @@ def _too_large(contender: Contender, inputs: Inputs) -> str | None:
     first = inputs[0]
     if first.device.type != "cpu":
         return None
-    needed = contender.takes(*first.shape, first.itemsize)
+    N, D = first.shape
+    needed = contender.takes(N, D, first.itemsize)
     available = _field("/proc/meminfo", "MemAvailable")
     if needed < SHARE_OF_FREE * available:
         return None

@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoppedBySignal as stop:
         return _fail(str(stop), 128 + stop.number)
     except UserError as error:
-        return _fail(f"error: {error}", 2)
+        return _fail(f"error: {_with_options(str(error))}", 2)
     except DivergedError as error:
-        return _fail(f"error: {error}", 1)
+        return _fail(f"error: {_with_options(str(error))}", 1)
     except OSError as error:  # a full disk or a closed pipe behind stdout
         return _fail(f"error: cannot write the output ({error.strerror})", 1)
     except KeyboardInterrupt as interrupt:
@@ -268,6 +268,11 @@ def _did_you_mean(box: str, command: Sequence[str]) -> str:
         elif command and line.strip() == f"in dogo-fast {command[0]} --help":
             similar.add(option)
     return f"; did you mean {' or '.join(sorted(similar))}?" if similar else ""
+
+
+def _with_options(message: str) -> str:
+    """Settings, which the library names in backquotes as Python does, as the options that they are here."""
+    return re.sub(r"`(\w+)`", lambda setting: "--" + setting[1].replace("_", "-"), message)
 
 
 def _fail(message: str, code: int) -> int:

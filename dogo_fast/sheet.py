@@ -12,8 +12,8 @@ from torch import Tensor
 from dogo_fast.data import load_data_set
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
+from dogo_fast.training.building import VIEWS, choose_recipe
 from dogo_fast.training.config import CheckedRecipe, resolve_device
-from dogo_fast.training.trainer import VIEWS, choose_recipe
 from dogo_fast.views import Augmentation
 
 MARGIN = 2

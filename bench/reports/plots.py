@@ -62,7 +62,7 @@ def draw_all(record: Record, folder: Path) -> list[Path]:
     """Write the pictures of a record; returns their paths. Those it has nothing for are left out."""
     drawn = []
     dtypes = list(dict.fromkeys(info["dtype"] for info in record.of("loss", "dogo_loss", record.device)))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs want each key by its own name
         for name, draw in (("time", _times), ("memory", _memory), ("bound", _bound), ("rates", _rates)):
             picture = draw(record, dtypes[:2])
             if picture is not None:

@@ -35,8 +35,9 @@ from typing import Any
 import torch
 
 from dogo_fast.atomic import write_atomically
-from dogo_fast.ops.compiling import LOSSES, MULTIPROCESSORS, Case, buffer_bytes, build
+from dogo_fast.ops.compiling import MULTIPROCESSORS, Case, buffer_bytes, build
 from dogo_fast.ops.launches import Launch
+from dogo_fast.ops.library import LOSSES
 
 from ..work import Shape, TileLoop, Work, needed, tile_loops
 from . import compile_report

@@ -1,7 +1,6 @@
 """What a pretraining run is made of; also the options of ``dogo-fast pretrain``."""
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,22 +226,22 @@ class PretrainConfig(BaseModel):
             raise ValueError(f"--warmup-epochs must be at most --epochs, got {self.warmup_epochs:g} and {self.epochs}")
         return self
 
-    def resolve(self) -> "PretrainConfig":
-        """The same with the device, precision and output folder that ``auto`` and None stand for.
+    def resolve(self, **known: Any) -> "PretrainConfig":
+        """The same with the device, the precision and the whole path of ``data_dir`` that are meant.
+
+        Args:
+            known: fields that are known by now and take the place of those here, unchecked.
 
         Raises:
             UserError: a device that this machine does not have.
         """
-        time = datetime.now().strftime("%Y%m%d-%H%M%S")
-        names = "-".join(name.replace(":", "-") for name in self.peers)
-        out = self.out or Path("runs") / f"{self.data.replace(':', '-').replace('/', '-')}-{names}-{time}"
         device = resolve_device(self.device)
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if device.type == "cuda" else "float32"
         directory = None if self.data_dir is None else self.data_dir.absolute()
-        found = {"device": str(device), "out": out, "precision": precision, "data_dir": directory}
-        return self.model_copy(update=found)
+        found = {"device": str(device), "precision": precision, "data_dir": directory}
+        return self.model_copy(update={**found, **known})
 
 
 def resolve_device(name: str) -> torch.device:
