@@ -1,7 +1,7 @@
 """What is drawn for every view of every image: a function of (seed, epoch, index of the image, number of the view) and
 of nothing else.
 
-In plain tensors, on any device; kernels/augment.py draws the same numbers, from the same words of the generator.
+In plain tensors, on any device; kernels/draws.py draws the same numbers, from the same words of the generator.
 """
 
 from collections.abc import Sequence
