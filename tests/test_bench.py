@@ -398,8 +398,9 @@ def test_what_cannot_be_written_ends_the_suite_after_its_first_case(
 
 def test_settings_of_pytest_around_the_suite_do_not_count(tmp_path: Path) -> None:
     """As of a project whose virtual environment the suite is installed in."""
-    folder = tmp_path / "bench"
-    shutil.copytree(records.RESULTS.parent, folder, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    folder = tmp_path / "dogo_fast" / "bench"
+    left_out = shutil.ignore_patterns("results", "__pycache__", "_extension")
+    shutil.copytree(Path(benchmark.__file__).parent, folder.parent, ignore=left_out)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -k nothing\n")
     (tmp_path / "scratch").mkdir()
     command = benchmark._suite(folder, tmp_path / "scratch", "smoke", (), tmp_path / "record.json", None)
