@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dogo_fast.augment import VIEW_RECIPES
 from dogo_fast.peers import build_peer
 from dogo_fast.training import Trainer
+from dogo_fast.views import VIEW_RECIPES
 
 from .rivals import AuthorsStep, torchvision_views
 from .timing import quartiles, seconds, synchronize, times_as_long

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision_functional
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewDraws, ViewRecipe, blur_size
+from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewDraws, ViewRecipe, blur_size
 
 TOLERANCE = 2 / 255
 """What is promised; where nothing is rounded to 16 bits, float32 arithmetic stays under the next."""

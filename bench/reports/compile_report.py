@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from dogo_fast.atomic import write_atomically
-from dogo_fast.ops.compiling import Case, build, launches
+from dogo_fast.ops.compiling import Case, build
 from dogo_fast.ops.launches import Launch
 
 from . import machine_code
+from .cases import launches
 
 WIDEST = {"bfloat16": 1024, "float16": 1024, "float32": 256}
 """Columns at which the entry for rows of several chunks is compiled."""

@@ -35,12 +35,13 @@ from typing import Any
 import torch
 
 from dogo_fast.atomic import write_atomically
-from dogo_fast.ops.compiling import MULTIPROCESSORS, Case, buffer_bytes, build, launches
+from dogo_fast.ops.compiling import MULTIPROCESSORS, Case, buffer_bytes, build
 from dogo_fast.ops.launches import Launch
 from dogo_fast.ops.library import LOSSES
 
 from ..work import Shape, TileLoop, Work, needed, tile_loops
 from . import compile_report
+from .cases import launches
 from .machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops, read
 
 MOST_TILES = 8
