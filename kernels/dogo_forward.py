@@ -25,6 +25,8 @@ Memory: 3 to 9 numbers a row and split. Nothing of size N × N; no atomics: ever
 of sums, so two runs give the same bits.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -36,39 +38,88 @@ NO_KEY_YET = tl.constexpr(-2.0)
 LEFT_OUT = tl.constexpr(-1e30)
 
 
+class RowBlock(NamedTuple):
+    """The rows of a program: where they start in their view, and where that begins in the buffer."""
+
+    start: Any
+    base: Any
+
+
+class Span(NamedTuple):
+    """Keys start .. stop of a view of so many."""
+
+    start: Any
+    stop: Any
+    keys: Any
+
+
+class Rates(NamedTuple):
+    """log₂ e over τ, and over T of each peer."""
+
+    nt: Any
+    kl_1: Any
+    kl_2: Any
+
+
+class RowSum(NamedTuple):
+    """(r, m, s_pos) of NT-Xent, [BLOCK_M] each."""
+
+    b_sum: Any
+    b_max: Any
+    b_positive: Any
+
+
+class KLSum(NamedTuple):
+    """(E, X, m) of one peer, [BLOCK_M] each."""
+
+    b_e: Any
+    b_x: Any
+    b_m: Any
+
+
 @triton.jit
-def _add_to_row_sum(b_s, b_sum, b_max, rate, STATIC: tl.constexpr):
+def _no_sum(BLOCK_M: tl.constexpr):
+    """(0, NO_KEY_YET, 0): of no keys."""
+    b_zeros = tl.zeros([BLOCK_M], tl.float32)
+    return RowSum(b_zeros, tl.full([BLOCK_M], NO_KEY_YET, tl.float32), b_zeros)
+
+
+@triton.jit
+def _add_to_row_sum(b_s, row_sum, rate, STATIC: tl.constexpr):
     """Add the exponentials of a tile of cosines (LEFT_OUT where they do not count) to the row sums; rate = log₂ e /
     τ."""
+    b_sum, b_max, b_positive = row_sum
     if STATIC:
         b_sum += tl.sum(tl.exp2(b_s * rate - rate), 1)
     else:
         b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
         b_sum = b_sum * tl.exp2((b_max - b_new_max) * rate) + tl.sum(tl.exp2((b_s - b_new_max[:, None]) * rate), 1)
         b_max = b_new_max
-    return b_sum, b_max
+    return RowSum(b_sum, b_max, b_positive)
 
 
 @triton.jit
-def _add_to_kl_sums(b_c_1, b_c_2, b_e_1, b_x_1, b_m_1, b_e_2, b_x_2, b_m_2, rate_1, rate_2, STATIC: tl.constexpr):
+def _add_to_kl_sums(b_c_1, b_c_2, kl_1, kl_2, rates, STATIC: tl.constexpr):
     """Add a tile of cosines (LEFT_OUT where they do not count) to (E, X, m) of both peers."""
+    b_e_1, b_x_1, b_m_1 = kl_1
+    b_e_2, b_x_2, b_m_2 = kl_2
     if STATIC:
-        b_exp_2 = tl.exp2(b_c_2 * rate_2 - rate_2)
-        b_delta = (b_c_1 - b_c_2) * rate_1
+        b_exp_2 = tl.exp2(b_c_2 * rates.kl_2 - rates.kl_2)
+        b_delta = (b_c_1 - b_c_2) * rates.kl_1
         b_exp_1 = b_exp_2 * tl.exp2(b_delta)
     else:
         b_new_m_1 = tl.maximum(b_m_1, tl.max(b_c_1, 1))
         b_new_m_2 = tl.maximum(b_m_2, tl.max(b_c_2, 1))
-        b_moved_1 = (b_m_1 - b_new_m_1) * rate_1
-        b_moved_2 = (b_m_2 - b_new_m_2) * rate_2
+        b_moved_1 = (b_m_1 - b_new_m_1) * rates.kl_1
+        b_moved_2 = (b_m_2 - b_new_m_2) * rates.kl_2
         b_x_1 = (b_x_1 + b_e_1 * (b_moved_1 - b_moved_2)) * tl.exp2(b_moved_1)
         b_x_2 = (b_x_2 + b_e_2 * (b_moved_1 - b_moved_2)) * tl.exp2(b_moved_2)
         b_e_1 *= tl.exp2(b_moved_1)
         b_e_2 *= tl.exp2(b_moved_2)
         b_m_1 = b_new_m_1
         b_m_2 = b_new_m_2
-        b_logit_1 = (b_c_1 - b_m_1[:, None]) * rate_1
-        b_logit_2 = (b_c_2 - b_m_2[:, None]) * rate_2
+        b_logit_1 = (b_c_1 - b_m_1[:, None]) * rates.kl_1
+        b_logit_2 = (b_c_2 - b_m_2[:, None]) * rates.kl_2
         b_exp_1 = tl.exp2(b_logit_1)
         b_exp_2 = tl.exp2(b_logit_2)
         b_delta = b_logit_1 - b_logit_2
@@ -76,299 +127,229 @@ def _add_to_kl_sums(b_c_1, b_c_2, b_e_1, b_x_1, b_m_1, b_e_2, b_x_2, b_m_2, rate
     b_e_2 += tl.sum(b_exp_2, 1)
     b_x_1 += tl.sum(b_exp_1 * b_delta, 1)
     b_x_2 += tl.sum(b_exp_2 * b_delta, 1)
-    return b_e_1, b_x_1, b_m_1, b_e_2, b_x_2, b_m_2
+    return KLSum(b_e_1, b_x_1, b_m_1), KLSum(b_e_2, b_x_2, b_m_2)
 
 
 @triton.jit
 def _nt_over_keys(
     b_x,
     p_z,
-    row_start,
-    base_rows,
+    block,
     base_keys,
-    keys,
-    start,
-    stop,
-    b_sum,
-    b_max,
-    b_positive,
+    span,
+    row_sum,
     rate,
     SAME_VIEW: tl.constexpr,
     STATIC: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    columns: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
 ):
-    """Row sums of one peer over keys start .. stop of one view; in its own view a row leaves itself out, in the other
-    its positive, whose cosine is returned. row_start counts within the rows' view, which begins at base_rows of the
-    buffer. Masks cost nothing in the tiles, nearly all, that are neither on the diagonal nor at the ragged end."""
-    i_rows = row_start + tl.arange(0, BLOCK_M)
-    for i_start in range(start, stop, BLOCK_N):
-        i_keys = i_start + tl.arange(0, BLOCK_N)
-        b_y = load_tile(p_z, base_keys + i_keys, 0, WIDTH, BLOCK_D)
-        b_s = cosines(
-            b_x, b_y, p_z, base_rows + i_rows, base_keys + i_keys, WIDTH, BLOCK_D, BLOCK_D, PRECISION, INTERPRETED
-        )
-        on_diagonal = (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N)
+    """Row sums of one peer over a span of keys of one view; in its own view a row leaves itself out, in the other its
+    positive, whose cosine is kept. Masks cost nothing in the tiles, nearly all, that are neither on the diagonal nor at
+    the ragged end."""
+    i_rows = block.start + tl.arange(0, tile.BLOCK_M)
+    for i_start in range(span.start, span.stop, tile.BLOCK_N):
+        i_keys = i_start + tl.arange(0, tile.BLOCK_N)
+        b_y = load_tile(p_z, base_keys + i_keys, 0, columns.WIDTH, columns.BLOCK_D)
+        b_s = cosines(b_x, b_y, p_z, block.base + i_rows, base_keys + i_keys, columns, arithmetic)
+        on_diagonal = (i_start < block.start + tile.BLOCK_M) & (block.start < i_start + tile.BLOCK_N)
         if on_diagonal:
             m_diagonal = i_rows[:, None] == i_keys[None, :]
             if not SAME_VIEW:
-                b_positive += tl.sum(tl.where(m_diagonal, b_s, 0.0), 1)
+                row_sum = _with_positive(row_sum, b_s, m_diagonal)
             b_s = tl.where(m_diagonal, LEFT_OUT, b_s)
-        if i_start + BLOCK_N > keys:
-            b_s = tl.where((i_keys < keys)[None, :], b_s, LEFT_OUT)
-        b_sum, b_max = _add_to_row_sum(b_s, b_sum, b_max, rate, STATIC)
-    return b_sum, b_max, b_positive
+        if i_start + tile.BLOCK_N > span.keys:
+            b_s = tl.where((i_keys < span.keys)[None, :], b_s, LEFT_OUT)
+        row_sum = _add_to_row_sum(b_s, row_sum, rate, STATIC)
+    return row_sum
+
+
+@triton.jit
+def _with_positive(row_sum, b_s, m_diagonal):
+    """The cosines of positives, which stand on the diagonal, added."""
+    b_positive = row_sum.b_positive + tl.sum(tl.where(m_diagonal, b_s, 0.0), 1)
+    return RowSum(row_sum.b_sum, row_sum.b_max, b_positive)
 
 
 @triton.jit
 def _joint_over_keys(
-    b_x_1,
-    b_x_2,
-    p_z_1,
-    p_z_2,
-    row_start,
+    b_x,
+    p_z,
+    block,
     base_keys,
-    keys,
-    start,
-    stop,
-    b_sum_1,
-    b_max_1,
-    b_positive_1,
-    b_sum_2,
-    b_max_2,
-    b_positive_2,
-    nt_rate,
-    rate_1,
-    rate_2,
-    NT: tl.constexpr,
-    NT_STATIC: tl.constexpr,
-    KL_STATIC: tl.constexpr,
-    WIDTH_1: tl.constexpr,
-    WIDTH_2: tl.constexpr,
-    BLOCK_D_1: tl.constexpr,
-    BLOCK_D_2: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    span,
+    sums,
+    rates,
+    columns: tl.constexpr,
+    losses: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
 ):
     """Cross-view tiles of both peers held together: the KL sums, and the same tiles' share of both NT-Xent row sums."""
-    i_rows = row_start + tl.arange(0, BLOCK_M)
-    b_e_1 = tl.zeros([BLOCK_M], tl.float32)
-    b_x_sum_1 = tl.zeros([BLOCK_M], tl.float32)
-    b_m_1 = tl.full([BLOCK_M], NO_KEY_YET, tl.float32)
-    b_e_2 = tl.zeros([BLOCK_M], tl.float32)
-    b_x_sum_2 = tl.zeros([BLOCK_M], tl.float32)
-    b_m_2 = tl.full([BLOCK_M], NO_KEY_YET, tl.float32)
-    for i_start in range(start, stop, BLOCK_N):
-        i_keys = i_start + tl.arange(0, BLOCK_N)
+    i_rows = block.start + tl.arange(0, tile.BLOCK_M)
+    columns_1: tl.constexpr = columns[0]
+    columns_2: tl.constexpr = columns[1]
+    b_x_1, b_x_2 = b_x
+    p_z_1, p_z_2 = p_z
+    sum_1, sum_2 = sums
+    b_zeros = tl.zeros([tile.BLOCK_M], tl.float32)
+    b_none = tl.full([tile.BLOCK_M], NO_KEY_YET, tl.float32)
+    kl_1 = KLSum(b_zeros, b_zeros, b_none)
+    kl_2 = KLSum(b_zeros, b_zeros, b_none)
+    for i_start in range(span.start, span.stop, tile.BLOCK_N):
+        i_keys = i_start + tl.arange(0, tile.BLOCK_N)
         i_buffer = base_keys + i_keys
-        b_y_1 = load_tile(p_z_1, i_buffer, 0, WIDTH_1, BLOCK_D_1)
-        b_c_1 = cosines(b_x_1, b_y_1, p_z_1, i_rows, i_buffer, WIDTH_1, BLOCK_D_1, BLOCK_D_1, PRECISION, INTERPRETED)
-        b_y_2 = load_tile(p_z_2, i_buffer, 0, WIDTH_2, BLOCK_D_2)
-        b_c_2 = cosines(b_x_2, b_y_2, p_z_2, i_rows, i_buffer, WIDTH_2, BLOCK_D_2, BLOCK_D_2, PRECISION, INTERPRETED)
-        if i_start + BLOCK_N > keys:
-            m_keys = (i_keys < keys)[None, :]
+        b_y_1 = load_tile(p_z_1, i_buffer, 0, columns_1.WIDTH, columns_1.BLOCK_D)
+        b_c_1 = cosines(b_x_1, b_y_1, p_z_1, i_rows, i_buffer, columns_1, arithmetic)
+        b_y_2 = load_tile(p_z_2, i_buffer, 0, columns_2.WIDTH, columns_2.BLOCK_D)
+        b_c_2 = cosines(b_x_2, b_y_2, p_z_2, i_rows, i_buffer, columns_2, arithmetic)
+        if i_start + tile.BLOCK_N > span.keys:
+            m_keys = (i_keys < span.keys)[None, :]
             b_c_1 = tl.where(m_keys, b_c_1, LEFT_OUT)
             b_c_2 = tl.where(m_keys, b_c_2, LEFT_OUT)
-        if NT:
+        if losses.NT:
             b_s_1 = b_c_1
             b_s_2 = b_c_2
-            if (i_start < row_start + BLOCK_M) & (row_start < i_start + BLOCK_N):
+            if (i_start < block.start + tile.BLOCK_M) & (block.start < i_start + tile.BLOCK_N):
                 m_diagonal = i_rows[:, None] == i_keys[None, :]
-                b_positive_1 += tl.sum(tl.where(m_diagonal, b_c_1, 0.0), 1)
-                b_positive_2 += tl.sum(tl.where(m_diagonal, b_c_2, 0.0), 1)
+                sum_1 = _with_positive(sum_1, b_c_1, m_diagonal)
+                sum_2 = _with_positive(sum_2, b_c_2, m_diagonal)
                 b_s_1 = tl.where(m_diagonal, LEFT_OUT, b_c_1)
                 b_s_2 = tl.where(m_diagonal, LEFT_OUT, b_c_2)
-            b_sum_1, b_max_1 = _add_to_row_sum(b_s_1, b_sum_1, b_max_1, nt_rate, NT_STATIC)
-            b_sum_2, b_max_2 = _add_to_row_sum(b_s_2, b_sum_2, b_max_2, nt_rate, NT_STATIC)
-        b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2 = _add_to_kl_sums(
-            b_c_1, b_c_2, b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2, rate_1, rate_2, KL_STATIC
-        )
-    kl_sums = (b_e_1, b_x_sum_1, b_m_1, b_e_2, b_x_sum_2, b_m_2)
-    return b_sum_1, b_max_1, b_positive_1, b_sum_2, b_max_2, b_positive_2, kl_sums
+            sum_1 = _add_to_row_sum(b_s_1, sum_1, rates.nt, losses.NT_STATIC)
+            sum_2 = _add_to_row_sum(b_s_2, sum_2, rates.nt, losses.NT_STATIC)
+        kl_1, kl_2 = _add_to_kl_sums(b_c_1, b_c_2, kl_1, kl_2, rates, losses.KL_STATIC)
+    return sum_1, sum_2, kl_1, kl_2
 
 
 @triton.jit
-def _store_three(p_statistics, b_first, b_second, b_third, stride):
-    tl.store(p_statistics, b_first)
-    tl.store(p_statistics + stride, b_second)
-    tl.store(p_statistics + 2 * stride, b_third)
+def _store_three(p_statistics, three, stride):
+    tl.store(p_statistics, three[0])
+    tl.store(p_statistics + stride, three[1])
+    tl.store(p_statistics + 2 * stride, three[2])
 
 
 @triton.jit
 def _nt_rows(
     p_z,
     p_nt,
-    row_start,
-    base_rows,
+    block,
     base_others,
-    keys,
-    start,
-    stop,
-    stride_split,
+    span,
+    stride,
     rate,
     STATIC: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    columns: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
 ):
     """NT-Xent statistics of a row block of one peer: its own view, then the other."""
-    i_rows = base_rows + row_start + tl.arange(0, BLOCK_M)
-    b_x = load_tile(p_z, i_rows, 0, WIDTH, BLOCK_D)
-    b_sum = tl.zeros([BLOCK_M], tl.float32)
-    b_max = tl.full([BLOCK_M], NO_KEY_YET, tl.float32)
-    b_positive = tl.zeros([BLOCK_M], tl.float32)
-    b_sum, b_max, b_positive = _nt_over_keys(
-        b_x, p_z, row_start, base_rows, base_rows, keys, start, stop, b_sum, b_max, b_positive, rate,
-        True, STATIC, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-    )  # fmt: skip
-    b_sum, b_max, b_positive = _nt_over_keys(
-        b_x, p_z, row_start, base_rows, base_others, keys, start, stop, b_sum, b_max, b_positive, rate,
-        False, STATIC, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-    )  # fmt: skip
-    _store_three(p_nt + i_rows, b_sum, b_max, b_positive, stride_split)
+    i_rows = block.base + block.start + tl.arange(0, tile.BLOCK_M)
+    b_x = load_tile(p_z, i_rows, 0, columns.WIDTH, columns.BLOCK_D)
+    own = _nt_over_keys(
+        b_x, p_z, block, block.base, span, _no_sum(tile.BLOCK_M), rate, True, STATIC, columns, tile, arithmetic
+    )
+    row_sum = _nt_over_keys(b_x, p_z, block, base_others, span, own, rate, False, STATIC, columns, tile, arithmetic)
+    _store_three(p_nt + i_rows, row_sum, stride)
 
 
 @triton.jit
 def _joint_rows(
-    p_z_1,
-    p_z_2,
+    p_z,
     p_nt,
     p_kl,
-    row_start,
-    pad_a,
-    keys,
-    start,
-    stop,
-    stride_nt,
-    stride_kl,
-    nt_rate,
-    rate_1,
-    rate_2,
-    NT: tl.constexpr,
-    NT_STATIC: tl.constexpr,
-    KL_STATIC: tl.constexpr,
-    WIDTH_1: tl.constexpr,
-    WIDTH_2: tl.constexpr,
-    BLOCK_D_1: tl.constexpr,
-    BLOCK_D_2: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    block,
+    base_keys,
+    span,
+    strides,
+    rates,
+    columns: tl.constexpr,
+    losses: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
 ):
     """KL statistics of a row block of view a and, when NT, both peers' NT-Xent statistics of the same rows."""
-    i_rows = row_start + tl.arange(0, BLOCK_M)
-    b_x_1 = load_tile(p_z_1, i_rows, 0, WIDTH_1, BLOCK_D_1)
-    b_x_2 = load_tile(p_z_2, i_rows, 0, WIDTH_2, BLOCK_D_2)
-    b_sum_1 = tl.zeros([BLOCK_M], tl.float32)
-    b_max_1 = tl.full([BLOCK_M], NO_KEY_YET, tl.float32)
-    b_positive_1 = tl.zeros([BLOCK_M], tl.float32)
-    b_sum_2 = tl.zeros([BLOCK_M], tl.float32)
-    b_max_2 = tl.full([BLOCK_M], NO_KEY_YET, tl.float32)
-    b_positive_2 = tl.zeros([BLOCK_M], tl.float32)
-    if NT:
-        b_sum_1, b_max_1, b_positive_1 = _nt_over_keys(
-            b_x_1, p_z_1, row_start, 0, 0, keys, start, stop, b_sum_1, b_max_1, b_positive_1, nt_rate,
-            True, NT_STATIC, WIDTH_1, BLOCK_D_1, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        b_sum_2, b_max_2, b_positive_2 = _nt_over_keys(
-            b_x_2, p_z_2, row_start, 0, 0, keys, start, stop, b_sum_2, b_max_2, b_positive_2, nt_rate,
-            True, NT_STATIC, WIDTH_2, BLOCK_D_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-        )  # fmt: skip
-    b_sum_1, b_max_1, b_positive_1, b_sum_2, b_max_2, b_positive_2, kl_sums = _joint_over_keys(
-        b_x_1, b_x_2, p_z_1, p_z_2, row_start, pad_a, keys, start, stop,
-        b_sum_1, b_max_1, b_positive_1, b_sum_2, b_max_2, b_positive_2, nt_rate, rate_1, rate_2,
-        NT, NT_STATIC, KL_STATIC, WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_M, BLOCK_N,
-        PRECISION, INTERPRETED,
-    )  # fmt: skip
-    _store_three(p_kl + i_rows, kl_sums[0], kl_sums[1], kl_sums[2], stride_kl)
-    _store_three(p_kl + 3 * stride_kl + i_rows, kl_sums[3], kl_sums[4], kl_sums[5], stride_kl)
-    if NT:
-        _store_three(p_nt + i_rows, b_sum_1, b_max_1, b_positive_1, stride_nt)
-        _store_three(p_nt + 3 * stride_nt + i_rows, b_sum_2, b_max_2, b_positive_2, stride_nt)
+    NT_STATIC: tl.constexpr = losses.NT_STATIC
+    i_rows = block.start + tl.arange(0, tile.BLOCK_M)
+    columns_1: tl.constexpr = columns[0]
+    columns_2: tl.constexpr = columns[1]
+    p_z_1, p_z_2 = p_z
+    b_x_1 = load_tile(p_z_1, i_rows, 0, columns_1.WIDTH, columns_1.BLOCK_D)
+    b_x_2 = load_tile(p_z_2, i_rows, 0, columns_2.WIDTH, columns_2.BLOCK_D)
+    sum_1 = _no_sum(tile.BLOCK_M)
+    sum_2 = _no_sum(tile.BLOCK_M)
+    if losses.NT:
+        sum_1 = _nt_over_keys(
+            b_x_1, p_z_1, block, 0, span, sum_1, rates.nt, True, NT_STATIC, columns_1, tile, arithmetic
+        )
+        sum_2 = _nt_over_keys(
+            b_x_2, p_z_2, block, 0, span, sum_2, rates.nt, True, NT_STATIC, columns_2, tile, arithmetic
+        )
+    sum_1, sum_2, kl_1, kl_2 = _joint_over_keys(
+        (b_x_1, b_x_2), p_z, block, base_keys, span, (sum_1, sum_2), rates, columns, losses, tile, arithmetic
+    )
+    stride_nt, stride_kl = strides
+    _store_three(p_kl + i_rows, kl_1, stride_kl)
+    _store_three(p_kl + 3 * stride_kl + i_rows, kl_2, stride_kl)
+    if losses.NT:
+        _store_three(p_nt + i_rows, sum_1, stride_nt)
+        _store_three(p_nt + 3 * stride_nt + i_rows, sum_2, stride_nt)
 
 
 @triton.jit
 def statistics_kernel(
-    p_z_1,
-    p_z_2,
+    p_z,
     p_nt,
     p_kl,
-    temperature,
-    kd_temperature_1,
-    kd_temperature_2,
-    rows_a,
-    rows_b,
-    pad_a,
-    pad_b,
-    NT: tl.constexpr,
-    KL: tl.constexpr,
-    NT_STATIC: tl.constexpr,
-    KL_STATIC: tl.constexpr,
-    TENSOR_TEMPERATURE: tl.constexpr,
-    TENSOR_KD_TEMPERATURE_1: tl.constexpr,
-    TENSOR_KD_TEMPERATURE_2: tl.constexpr,
-    WIDTH_1: tl.constexpr,
-    WIDTH_2: tl.constexpr,
-    BLOCK_D_1: tl.constexpr,
-    BLOCK_D_2: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    temperatures,
+    sizes,
+    columns: tl.constexpr,
+    losses: tl.constexpr,
+    tile: tl.constexpr,
     SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    arithmetic: tl.constexpr,
 ):
-    """Row statistics. Grid: (row blocks of view a, then of view b when NT; SPLITS). Peers: two when KL, else one.
+    """Row statistics. Grid: (row blocks of view a, then of view b when NT; SPLITS). p_z, columns: of each peer, two
+    when KL, else one.
 
     A program owns BLOCK_M rows of one view and walks its split of the keys, rows_b in each view (NT-Xent is square).
     """
+    rows_a, rows_b, pad_a, pad_b = sizes
     i_split = tl.program_id(1)
-    blocks_a = tl.cdiv(rows_a, BLOCK_M)
+    blocks_a = tl.cdiv(rows_a, tile.BLOCK_M)
     in_b = tl.program_id(0) >= blocks_a
     base_rows = tl.where(in_b, pad_a, 0)
-    row_start = (tl.program_id(0) - tl.where(in_b, blocks_a, 0)) * BLOCK_M
-    per_split = tl.cdiv(tl.cdiv(rows_b, BLOCK_N), SPLITS) * BLOCK_N
+    row_start = (tl.program_id(0) - tl.where(in_b, blocks_a, 0)) * tile.BLOCK_M
+    per_split = tl.cdiv(tl.cdiv(rows_b, tile.BLOCK_N), SPLITS) * tile.BLOCK_N
     start = i_split * per_split
-    stop = tl.minimum(start + per_split, rows_b)
+    span = Span(start, tl.minimum(start + per_split, rows_b), rows_b)
     stride_nt = SPLITS * (pad_a + pad_b)
     stride_kl = SPLITS * pad_a
     nt_rate = 0.0
-    if NT:
-        nt_rate = LOG2_E / load_temperature(temperature, TENSOR_TEMPERATURE)
+    STATIC: tl.constexpr = losses.NT_STATIC
+    if losses.NT:
+        nt_rate = LOG2_E / load_temperature(temperatures.temperature)
         p_nt += i_split * (pad_a + pad_b)
-    if KL:
-        rate_1 = LOG2_E / load_temperature(kd_temperature_1, TENSOR_KD_TEMPERATURE_1)
-        rate_2 = LOG2_E / load_temperature(kd_temperature_2, TENSOR_KD_TEMPERATURE_2)
+    if losses.KL:
+        rate_1 = LOG2_E / load_temperature(temperatures.kd_temperature_1)
+        rate_2 = LOG2_E / load_temperature(temperatures.kd_temperature_2)
         if in_b:
-            if NT:
-                _nt_rows(
-                    p_z_1, p_nt, row_start, pad_a, 0, rows_b, start, stop, stride_nt, nt_rate,
-                    NT_STATIC, WIDTH_1, BLOCK_D_1, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-                )  # fmt: skip
-                _nt_rows(
-                    p_z_2, p_nt + 3 * stride_nt, row_start, pad_a, 0, rows_b, start, stop, stride_nt, nt_rate,
-                    NT_STATIC, WIDTH_2, BLOCK_D_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-                )  # fmt: skip
+            if losses.NT:
+                block = RowBlock(row_start, pad_a)
+                for peer in tl.static_range(2):
+                    p_peer = p_nt + 3 * peer * stride_nt
+                    _nt_rows(
+                        p_z[peer], p_peer, block, 0, span, stride_nt, nt_rate, STATIC, columns[peer], tile, arithmetic
+                    )
         else:
             _joint_rows(
-                p_z_1, p_z_2, p_nt, p_kl + i_split * pad_a, row_start, pad_a, rows_b, start, stop, stride_nt, stride_kl,
-                nt_rate, rate_1, rate_2, NT, NT_STATIC, KL_STATIC,
-                WIDTH_1, WIDTH_2, BLOCK_D_1, BLOCK_D_2, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
+                p_z, p_nt, p_kl + i_split * pad_a, RowBlock(row_start, 0), pad_a, span,
+                (stride_nt, stride_kl), Rates(nt_rate, rate_1, rate_2), columns, losses, tile, arithmetic,
             )  # fmt: skip
     else:
-        _nt_rows(
-            p_z_1, p_nt, row_start, base_rows, pad_a - base_rows, rows_b, start, stop, stride_nt, nt_rate,
-            NT_STATIC, WIDTH_1, BLOCK_D_1, BLOCK_M, BLOCK_N, PRECISION, INTERPRETED,
-        )  # fmt: skip
+        block = RowBlock(row_start, base_rows)
+        _nt_rows(p_z[0], p_nt, block, pad_a - base_rows, span, stride_nt, nt_rate, STATIC, columns[0], tile, arithmetic)
 
 
 @triton.jit
@@ -392,20 +373,11 @@ def _log_one_plus(b_x):
 
 @triton.jit
 def _nt_values(
-    p_partial,
-    p_nt,
-    p_rows,
-    rows,
-    pad_a,
-    pad_b,
-    rate,
-    start,
-    STATIC: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    p_partial, p_nt, p_rows, sizes, rate, start, STATIC: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """NT-Xent of rows start .. start + BLOCK of the padded buffer (0 for padding), written to p_rows [2N] unless
     None."""
+    rows, _, pad_a, pad_b = sizes
     i_rows = start + tl.arange(0, BLOCK)
     in_b = i_rows >= pad_a
     pad = pad_a + pad_b
@@ -440,20 +412,12 @@ def _nt_values(
 
 @triton.jit
 def _kl_values(
-    p_partial,
-    p_kl,
-    p_rows,
-    rows,
-    pad_a,
-    rate_1,
-    rate_2,
-    start,
-    STATIC: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    p_partial, p_kl, p_rows, sizes, rates, start, STATIC: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """KL(P₂ ‖ P₁) and KL(P₁ ‖ P₂) of rows start .. start + BLOCK (0 for padding); the first also to p_rows [R] unless
     None."""
+    rows, _, pad_a, _ = sizes
+    rate_1, rate_2 = rates
     i_rows = start + tl.arange(0, BLOCK)
     m_rows = i_rows < rows
     stride = SPLITS * pad_a
@@ -485,19 +449,19 @@ def _kl_values(
     b_normalizers = tl.log(tl.div_rn(b_e_1, b_e_2))
     b_kl_1 = tl.where(m_rows, b_normalizers - LN_2 * (b_x_2 / b_e_2), 0.0)
     b_kl_2 = tl.where(m_rows, LN_2 * (b_x_1 / b_e_1) - b_normalizers, 0.0)
-    _store_kl(p_kl + i_rows, 1.0 / b_e_1, b_x_1 / b_e_1, b_m_1, pad_a, i_rows)
-    _store_kl(p_kl + 3 * pad_a + i_rows, 1.0 / b_e_2, b_x_2 / b_e_2, b_m_2, pad_a, i_rows)
+    _store_kl(p_kl + i_rows, KLSum(1.0 / b_e_1, b_x_1 / b_e_1, b_m_1), pad_a, i_rows)
+    _store_kl(p_kl + 3 * pad_a + i_rows, KLSum(1.0 / b_e_2, b_x_2 / b_e_2, b_m_2), pad_a, i_rows)
     if p_rows is not None:
         tl.store(p_rows + i_rows, b_kl_1, mask=m_rows)
     return b_kl_1, b_kl_2
 
 
 @triton.jit
-def _store_kl(p_kl, b_inverse, b_mean, b_m, pad_a, i_rows):
+def _store_kl(p_kl, three, pad_a, i_rows):
     m_pad = i_rows < pad_a
-    tl.store(p_kl, b_inverse, mask=m_pad)
-    tl.store(p_kl + pad_a, b_mean, mask=m_pad)
-    tl.store(p_kl + 2 * pad_a, b_m, mask=m_pad)
+    tl.store(p_kl, three.b_e, mask=m_pad)
+    tl.store(p_kl + pad_a, three.b_x, mask=m_pad)
+    tl.store(p_kl + 2 * pad_a, three.b_m, mask=m_pad)
 
 
 @triton.jit
@@ -507,30 +471,11 @@ def finalize_kernel(
     p_nt,
     p_kl,
     p_rows,
-    p_loss,
-    p_loss_1,
-    p_loss_2,
-    p_nt_xent_1,
-    p_nt_xent_2,
-    p_kl_1,
-    p_kl_2,
-    temperature,
-    kd_temperature_1,
-    kd_temperature_2,
-    rows_a,
-    pad_a,
-    pad_b,
-    nt_scale,
-    kl_scale,
-    kd_weight_1,
-    kd_weight_2,
-    NT: tl.constexpr,
-    KL: tl.constexpr,
-    NT_STATIC: tl.constexpr,
-    KL_STATIC: tl.constexpr,
-    TENSOR_TEMPERATURE: tl.constexpr,
-    TENSOR_KD_TEMPERATURE_1: tl.constexpr,
-    TENSOR_KD_TEMPERATURE_2: tl.constexpr,
+    values,
+    temperatures,
+    sizes,
+    scales,
+    losses: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -539,43 +484,40 @@ def finalize_kernel(
 
     One program is enough: it reads at most 36 bytes a row, against 2 · M · D products a row in statistics_kernel.
     """
-    if NT:
-        nt_rate = LOG2_E / load_temperature(temperature, TENSOR_TEMPERATURE)
-        pad = pad_a + pad_b
+    pad_a = sizes.pad_a
+    pad = pad_a + sizes.pad_b
+    STATIC: tl.constexpr = losses.NT_STATIC
+    if losses.NT:
+        nt_rate = LOG2_E / load_temperature(temperatures.temperature)
         b_nt_1 = tl.zeros([BLOCK], tl.float32)
         b_nt_2 = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, pad_a + pad_b, BLOCK):
-            b_nt_1 += _nt_values(
-                p_nt_partial, p_nt, p_rows, rows_a, pad_a, pad_b, nt_rate, start, NT_STATIC, SPLITS, BLOCK
-            )
-            if KL:
-                b_nt_2 += _nt_values(
-                    p_nt_partial + 3 * SPLITS * pad, p_nt + 3 * pad, None, rows_a, pad_a, pad_b, nt_rate, start,
-                    NT_STATIC, SPLITS, BLOCK,
-                )  # fmt: skip
-        nt_xent_1 = tl.sum(b_nt_1) * nt_scale
-        tl.store(p_nt_xent_1, nt_xent_1)
-    if KL:
-        rate_1 = LOG2_E / load_temperature(kd_temperature_1, TENSOR_KD_TEMPERATURE_1)
-        rate_2 = LOG2_E / load_temperature(kd_temperature_2, TENSOR_KD_TEMPERATURE_2)
+        for start in range(0, pad, BLOCK):
+            b_nt_1 += _nt_values(p_nt_partial, p_nt, p_rows, sizes, nt_rate, start, STATIC, SPLITS, BLOCK)
+            if losses.KL:
+                p_second = p_nt_partial + 3 * SPLITS * pad
+                b_nt_2 += _nt_values(p_second, p_nt + 3 * pad, None, sizes, nt_rate, start, STATIC, SPLITS, BLOCK)
+        nt_xent_1 = tl.sum(b_nt_1) * scales.nt_scale
+        tl.store(values.p_nt_xent_1, nt_xent_1)
+    if losses.KL:
+        rate_1 = LOG2_E / load_temperature(temperatures.kd_temperature_1)
+        rate_2 = LOG2_E / load_temperature(temperatures.kd_temperature_2)
         b_kl_1 = tl.zeros([BLOCK], tl.float32)
         b_kl_2 = tl.zeros([BLOCK], tl.float32)
         for start in range(0, pad_a, BLOCK):
             b_row_kl_1, b_row_kl_2 = _kl_values(
-                p_kl_partial, p_kl, p_rows, rows_a, pad_a, rate_1, rate_2, start, KL_STATIC,
-                SPLITS, BLOCK,
-            )  # fmt: skip
+                p_kl_partial, p_kl, p_rows, sizes, (rate_1, rate_2), start, losses.KL_STATIC, SPLITS, BLOCK
+            )
             b_kl_1 += b_row_kl_1
             b_kl_2 += b_row_kl_2
-        kl_1 = tl.sum(b_kl_1) * kl_scale
-        tl.store(p_kl_1, kl_1)
-        if NT:
-            kl_2 = tl.sum(b_kl_2) * kl_scale
-            nt_xent_2 = tl.sum(b_nt_2) * nt_scale
-            loss_1 = nt_xent_1 + kd_weight_1 * kl_1
-            loss_2 = nt_xent_2 + kd_weight_2 * kl_2
-            tl.store(p_kl_2, kl_2)
-            tl.store(p_nt_xent_2, nt_xent_2)
-            tl.store(p_loss_1, loss_1)
-            tl.store(p_loss_2, loss_2)
-            tl.store(p_loss, loss_1 + loss_2)
+        kl_1 = tl.sum(b_kl_1) * scales.kl_scale
+        tl.store(values.p_kl_1, kl_1)
+        if losses.NT:
+            kl_2 = tl.sum(b_kl_2) * scales.kl_scale
+            nt_xent_2 = tl.sum(b_nt_2) * scales.nt_scale
+            loss_1 = nt_xent_1 + scales.kd_weight_1 * kl_1
+            loss_2 = nt_xent_2 + scales.kd_weight_2 * kl_2
+            tl.store(values.p_kl_2, kl_2)
+            tl.store(values.p_nt_xent_2, nt_xent_2)
+            tl.store(values.p_loss_1, loss_1)
+            tl.store(values.p_loss_2, loss_2)
+            tl.store(values.p_loss, loss_1 + loss_2)

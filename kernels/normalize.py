@@ -11,6 +11,8 @@ temperature. A NaN or Inf makes its whole row NaN: Inf / Inf.
 Memory: reads each view once (from cache two times more when a row has several chunks), writes rows × WIDTH once.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -19,40 +21,54 @@ from .tiles import narrow
 CLAMPED = tl.constexpr(1e12)
 
 
+class Pair(NamedTuple):
+    """Both views of a peer, [rows_a, D] and [rows_b, D], in any float dtype and with any strides, and where their
+    normalised rows go, [pad_a + pad_b, WIDTH]."""
+
+    p_a: Any
+    stride_a_row: Any
+    stride_a_column: Any
+    p_b: Any
+    stride_b_row: Any
+    stride_b_column: Any
+    p_z: Any
+    D: Any
+
+
+class View(NamedTuple):
+    """One view of a pair."""
+
+    p: Any
+    stride_row: Any
+    stride_column: Any
+    rows: Any
+    D: Any
+
+
 @triton.jit
-def _load_rows(p_z, i_rows, i_column, rows, D, stride_row, stride_column, BLOCK_D: tl.constexpr):
+def _load_rows(view, i_rows, i_column, BLOCK_D: tl.constexpr):
     i_columns = i_column + tl.arange(0, BLOCK_D)
-    m_tile = (i_rows < rows)[:, None] & (i_columns < D)[None, :]
-    offsets = i_rows.to(tl.int64)[:, None] * stride_row + i_columns.to(tl.int64)[None, :] * stride_column
-    return tl.load(p_z + offsets, mask=m_tile, other=0.0).to(tl.float32)
+    m_tile = (i_rows < view.rows)[:, None] & (i_columns < view.D)[None, :]
+    offsets = i_rows.to(tl.int64)[:, None] * view.stride_row + i_columns.to(tl.int64)[None, :] * view.stride_column
+    return tl.load(view.p + offsets, mask=m_tile, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _normalize_view(
-    p_z,
-    p_out,
-    p_inverse_norm,
-    i_rows,
-    i_out,
-    rows,
-    stride_row,
-    stride_column,
-    D,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    b_largest = tl.zeros([BLOCK_ROWS], tl.float32)
+def _normalize_view(view, p_z, p_inverse_norm, i_rows, i_out, columns: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Rows i_rows of a view, to rows i_out of the buffer."""
+    WIDTH: tl.constexpr = columns.WIDTH
+    BLOCK_D: tl.constexpr = columns.BLOCK_D
+    DTYPE: tl.constexpr = p_z.dtype.element_ty
+    b_largest = tl.zeros(i_rows.shape, tl.float32)
     for i_column in range(0, WIDTH, BLOCK_D):
-        b_z = _load_rows(p_z, i_rows, i_column, rows, D, stride_row, stride_column, BLOCK_D)
+        b_z = _load_rows(view, i_rows, i_column, BLOCK_D)
         b_largest = tl.maximum(b_largest, tl.max(tl.abs(b_z), 1))
     # the exponent bits alone: 2^⌊log₂ max|z|⌋; 0 for a row so small that it is clamped anyway
     b_unit = (b_largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     b_unit = tl.where(b_unit == 0.0, 1.0, b_unit)
-    b_squares = tl.zeros([BLOCK_ROWS], tl.float32)
+    b_squares = tl.zeros(i_rows.shape, tl.float32)
     for i_column in range(0, WIDTH, BLOCK_D):
-        b_z = _load_rows(p_z, i_rows, i_column, rows, D, stride_row, stride_column, BLOCK_D) / b_unit[:, None]
+        b_z = _load_rows(view, i_rows, i_column, BLOCK_D) / b_unit[:, None]
         b_squares += tl.sum(b_z * b_z, 1)
     b_length = tl.sqrt_rn(b_squares)
     # the comparison is false for NaN, which must stay NaN
@@ -60,94 +76,32 @@ def _normalize_view(
     b_length = tl.where(m_clamped, 1.0 / CLAMPED / b_unit, b_length)
     tl.store(p_inverse_norm + i_out, tl.where(m_clamped, CLAMPED, 1.0 / b_length / b_unit))
     for i_column in range(0, WIDTH, BLOCK_D):
-        b_z = _load_rows(p_z, i_rows, i_column, rows, D, stride_row, stride_column, BLOCK_D) / b_unit[:, None]
+        b_z = _load_rows(view, i_rows, i_column, BLOCK_D) / b_unit[:, None]
         i_columns = i_column + tl.arange(0, BLOCK_D)
-        p_tile = p_out + i_out.to(tl.int64)[:, None] * WIDTH + i_columns[None, :]
-        tl.store(p_tile, narrow(tl.div_rn(b_z, b_length[:, None]), p_out.dtype.element_ty, INTERPRETED))
+        p_tile = p_z + i_out.to(tl.int64)[:, None] * WIDTH + i_columns[None, :]
+        tl.store(p_tile, narrow(tl.div_rn(b_z, b_length[:, None]), DTYPE, INTERPRETED))
 
 
 @triton.jit
-def _normalize_peer(
-    p_a,
-    p_b,
-    p_out,
-    p_inverse_norm,
-    rows_a,
-    rows_b,
-    pad_a,
-    stride_a_row,
-    stride_a_column,
-    stride_b_row,
-    stride_b_column,
-    D,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+def _normalize_pair(
+    pair, p_inverse_norm, sizes, columns: tl.constexpr, BLOCK_ROWS: tl.constexpr, INTERPRETED: tl.constexpr
 ):
+    """The rows of this program, of one view or of the other."""
     i_out = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if tl.program_id(0) * BLOCK_ROWS < pad_a:
-        _normalize_view(
-            p_a,
-            p_out,
-            p_inverse_norm,
-            i_out,
-            i_out,
-            rows_a,
-            stride_a_row,
-            stride_a_column,
-            D,
-            WIDTH,
-            BLOCK_D,
-            BLOCK_ROWS,
-            INTERPRETED,
-        )
+    if tl.program_id(0) * BLOCK_ROWS < sizes.pad_a:
+        view = View(pair.p_a, pair.stride_a_row, pair.stride_a_column, sizes.rows_a, pair.D)
+        _normalize_view(view, pair.p_z, p_inverse_norm, i_out, i_out, columns, INTERPRETED)
     else:
-        i_rows = i_out - pad_a
-        _normalize_view(
-            p_b,
-            p_out,
-            p_inverse_norm,
-            i_rows,
-            i_out,
-            rows_b,
-            stride_b_row,
-            stride_b_column,
-            D,
-            WIDTH,
-            BLOCK_D,
-            BLOCK_ROWS,
-            INTERPRETED,
-        )
+        view = View(pair.p_b, pair.stride_b_row, pair.stride_b_column, sizes.rows_b, pair.D)
+        _normalize_view(view, pair.p_z, p_inverse_norm, i_out - sizes.pad_a, i_out, columns, INTERPRETED)
 
 
 @triton.jit
 def normalize_kernel(
-    p_a_1,
-    p_b_1,
-    p_z_1,
-    p_a_2,
-    p_b_2,
-    p_z_2,
+    pairs,
     p_inverse_norm,
-    rows_a,
-    rows_b,
-    pad_a,
-    pad_b,
-    stride_a_1_row,
-    stride_a_1_column,
-    stride_b_1_row,
-    stride_b_1_column,
-    stride_a_2_row,
-    stride_a_2_column,
-    stride_b_2_row,
-    stride_b_2_column,
-    D_1,
-    D_2,
-    WIDTH_1: tl.constexpr,
-    WIDTH_2: tl.constexpr,
-    BLOCK_D_1: tl.constexpr,
-    BLOCK_D_2: tl.constexpr,
+    sizes,
+    columns: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PEERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -155,44 +109,10 @@ def normalize_kernel(
     """Both views of every peer in one launch. Grid: ((pad_a + pad_b) / BLOCK_ROWS, PEERS); pad_a is a multiple of
     BLOCK_ROWS.
 
-    p_a_p [rows_a, D_p], p_b_p [rows_b, D_p]: any strides, any float dtype. p_z_p: [pad_a + pad_b, WIDTH_p].
-    p_inverse_norm: [PEERS, pad_a + pad_b] float32.
+    pairs, columns: Pair and Columns of each peer. p_inverse_norm: [PEERS, pad_a + pad_b] float32.
     """
     if tl.program_id(1) == 0:
-        _normalize_peer(
-            p_a_1,
-            p_b_1,
-            p_z_1,
-            p_inverse_norm,
-            rows_a,
-            rows_b,
-            pad_a,
-            stride_a_1_row,
-            stride_a_1_column,
-            stride_b_1_row,
-            stride_b_1_column,
-            D_1,
-            WIDTH_1,
-            BLOCK_D_1,
-            BLOCK_ROWS,
-            INTERPRETED,
-        )
+        _normalize_pair(pairs[0], p_inverse_norm, sizes, columns[0], BLOCK_ROWS, INTERPRETED)
     elif PEERS == 2:
-        _normalize_peer(
-            p_a_2,
-            p_b_2,
-            p_z_2,
-            p_inverse_norm + pad_a + pad_b,
-            rows_a,
-            rows_b,
-            pad_a,
-            stride_a_2_row,
-            stride_a_2_column,
-            stride_b_2_row,
-            stride_b_2_column,
-            D_2,
-            WIDTH_2,
-            BLOCK_D_2,
-            BLOCK_ROWS,
-            INTERPRETED,
-        )
+        p_second = p_inverse_norm + sizes.pad_a + sizes.pad_b
+        _normalize_pair(pairs[1], p_second, sizes, columns[1], BLOCK_ROWS, INTERPRETED)

@@ -5,6 +5,8 @@ view b (or keys) from row pad_a. Padding rows and columns are zero, so tiles are
 adds exact zeros to every product.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -12,12 +14,84 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
+# What launches pass. Names in capitals are known when a kernel is compiled: a struct of them is one tl.constexpr.
+
+
+class Sizes(NamedTuple):
+    """Rows of each view, and their places in the padded buffers."""
+
+    rows_a: Any
+    rows_b: Any
+    pad_a: Any
+    pad_b: Any
+
+
+class Temperatures(NamedTuple):
+    """Numbers, or pointers to 0-d tensors: τ, and T of each peer."""
+
+    temperature: Any
+    kd_temperature_1: Any
+    kd_temperature_2: Any
+
+
+class Values(NamedTuple):
+    """Pointers to the 0-d values, or to their upstream gradients; None where there is none."""
+
+    p_loss: Any
+    p_loss_1: Any
+    p_loss_2: Any
+    p_nt_xent_1: Any
+    p_nt_xent_2: Any
+    p_kl_1: Any
+    p_kl_2: Any
+
+
+class Scales(NamedTuple):
+    """What sums over rows are multiplied by, and the weight of each peer's KL in its loss."""
+
+    nt_scale: Any
+    kl_scale: Any
+    kd_weight_1: Any
+    kd_weight_2: Any
+
+
+class Losses(NamedTuple):
+    """Which there are, and whether their exponentials are shifted by the constant 1 (see dogo_forward.py)."""
+
+    NT: Any
+    KL: Any
+    NT_STATIC: Any
+    KL_STATIC: Any
+
+
+class Columns(NamedTuple):
+    """Of a peer's rows: how many there are, are held at once, and are summed at a time in a cosine."""
+
+    WIDTH: Any
+    BLOCK_D: Any
+    BLOCK_S: Any
+
+
+class Tile(NamedTuple):
+    """Rows that a program owns, and keys that it looks at together."""
+
+    BLOCK_M: Any
+    BLOCK_N: Any
+
+
+class Arithmetic(NamedTuple):
+    """The input precision of float32 products, and whether Triton's interpreter makes them."""
+
+    PRECISION: Any
+    INTERPRETED: Any
+
+
 @triton.jit
-def load_temperature(temperature, IS_TENSOR: tl.constexpr):
+def load_temperature(temperature):
     """A temperature given as a number or as a pointer to a 0-d tensor; NaN where it is not finite and above 0."""
     value = temperature
-    if IS_TENSOR:
-        value = tl.load(temperature)
+    if value.dtype.is_ptr():
+        value = tl.load(value)
     value = value.to(tl.float32)
     return tl.where((value > 0.0) & (value < float("inf")), value, float("nan"))
 
@@ -60,30 +134,21 @@ def load_tile_again(p_rows, i_rows, i_column, WIDTH: tl.constexpr, BLOCK_D: tl.c
 
 
 @triton.jit
-def cosines(
-    b_x,
-    b_y,
-    p_rows,
-    i_rows,
-    i_keys,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """Cosines of two row blocks, [rows, keys], given their first BLOCK_D columns b_x, b_y.
+def cosines(b_x, b_y, p_z, i_rows, i_keys, columns: tl.constexpr, arithmetic: tl.constexpr):
+    """Cosines of two row blocks of a peer, [rows, keys], given their first BLOCK_D columns b_x, b_y.
 
     Summed BLOCK_S columns at a time, in the forward and in the backward alike: a cosine that is rounded differently in
     the two makes probabilities that do not sum to 1, an error that 1/T multiplies.
     """
-    if BLOCK_S < BLOCK_D:
-        b_x = load_tile(p_rows, i_rows, 0, WIDTH, BLOCK_S)
-        b_y = load_tile(p_rows, i_keys, 0, WIDTH, BLOCK_S)
-    b_s = dot(b_x, tl.trans(b_y), PRECISION, INTERPRETED)
+    WIDTH: tl.constexpr = columns.WIDTH
+    BLOCK_S: tl.constexpr = columns.BLOCK_S
+    if BLOCK_S < columns.BLOCK_D:
+        b_x = load_tile(p_z, i_rows, 0, WIDTH, BLOCK_S)
+        b_y = load_tile(p_z, i_keys, 0, WIDTH, BLOCK_S)
+    b_s = dot(b_x, tl.trans(b_y), arithmetic.PRECISION, arithmetic.INTERPRETED)
     if WIDTH > BLOCK_S:
         for i_column in range(BLOCK_S, WIDTH, BLOCK_S):
-            b_x_chunk = load_tile(p_rows, i_rows, i_column, WIDTH, BLOCK_S)
-            b_y_chunk = load_tile(p_rows, i_keys, i_column, WIDTH, BLOCK_S)
-            b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, INTERPRETED)
+            b_x_chunk = load_tile(p_z, i_rows, i_column, WIDTH, BLOCK_S)
+            b_y_chunk = load_tile(p_z, i_keys, i_column, WIDTH, BLOCK_S)
+            b_s += dot(b_x_chunk, tl.trans(b_y_chunk), arithmetic.PRECISION, arithmetic.INTERPRETED)
     return b_s

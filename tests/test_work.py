@@ -42,8 +42,8 @@ def test_what_the_kernels_do_is_what_the_interpreter_runs(
     def counting_run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **switches: Any) -> None:
         counted.clear()
         run(kernel, grid, *arguments, **switches)
-        if "BLOCK_M" in switches:
-            values = launches.Launch(kernel, grid, arguments, switches).values
+        values = launches.Launch(kernel, grid, arguments, switches).values
+        if "BLOCK_M" in values:
             real = Work(counted["flop"], counted["exponentials"])
             launched[kernel.__name__] = (done(kernel.__name__, values), real)
 

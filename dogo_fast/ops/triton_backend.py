@@ -6,21 +6,29 @@ Three launches and two, whatever N; every other call only allocates.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import padded_rows, padded_width, row_chunk
-from dogo_fast.kernels.dogo_backward import gradient_kernel, temperature_gradient_kernel
+from dogo_fast.kernels.dogo_backward import (
+    Asked,
+    Peer,
+    Statistics,
+    TemperatureGradients,
+    Upstream,
+    gradient_kernel,
+    temperature_gradient_kernel,
+)
 from dogo_fast.kernels.dogo_forward import finalize_kernel, statistics_kernel
-from dogo_fast.kernels.normalize import normalize_kernel
+from dogo_fast.kernels.normalize import Pair, normalize_kernel
+from dogo_fast.kernels.tiles import Arithmetic, Columns, Losses, Scales, Sizes, Temperatures, Tile, Values
 from dogo_fast.ops import problem as problems
 from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
 from dogo_fast.ops.launches import device_of, run
-from dogo_fast.ops.problem import VALUES, Gradients, Pair, Saved, Temperature, allocate_gradients
+from dogo_fast.ops.problem import VALUES, Gradients, Saved, Temperature, allocate_gradients
 
 __all__ = ["Problem", "allocate_gradients", "allocate_saved", "backward", "forward"]
 
@@ -69,9 +77,31 @@ class Problem(problems.Problem):
         return self.pad_a + self.pad_b
 
     @property
-    def temperature_arguments(self) -> tuple[Tensor | float, ...]:
-        """As the kernels take them: τ, then T of each peer."""
-        return tuple(argument(each) for each in self.temperatures)
+    def sizes(self) -> Sizes:
+        return Sizes(self.rows_a, self.rows_b, self.pad_a, self.pad_b)
+
+    @property
+    def temperature_arguments(self) -> Temperatures:
+        return Temperatures(*map(argument, self.temperatures))
+
+    @property
+    def scales(self) -> Scales:
+        return Scales(self.nt_scale, self.kl_scale, *self.kd_weights)
+
+    @property
+    def losses(self) -> Losses:
+        first, second = self.kd_temperatures
+        kl_static = is_static(first) and is_static(second) and first.number == second.number
+        return Losses(self.nt, self.kl, is_static(self.temperature), kl_static)
+
+    def columns(self, chunked: bool) -> tuple[Columns, ...]:
+        """Of each peer; ``chunked`` as where a gradient is summed or rows are normalised, else as much of a row is held
+        as a cosine is summed over at a time, the same in the forward and in the backward."""
+        found = []
+        for peer, (width, product) in enumerate(zip(self.widths, self.products, strict=True)):
+            summed = configurations.product_chunk(width, product.itemsize)
+            found.append(Columns(self.padded_width(peer), self.chunk(peer) if chunked else summed, summed))
+        return tuple(found)
 
     def chunk(self, peer: int) -> int:
         return int(row_chunk(self.widths[peer], self.products[peer].itemsize))
@@ -93,44 +123,9 @@ class Problem(problems.Problem):
         """Rows a step of the one-program kernels, a power of two."""
         return min(FINALIZE_ROWS, 1 << (self.pad - 1).bit_length())
 
-    def switches(self) -> dict[str, Any]:
-        """Compile-time switches that several kernels share."""
-        first, second = self.kd_temperatures
-        return {
-            "NT": self.nt,
-            "KL": self.kl,
-            "TENSOR_TEMPERATURE": self.temperature.tensor is not None,
-            "TENSOR_KD_TEMPERATURE_1": first.tensor is not None,
-            "TENSOR_KD_TEMPERATURE_2": second.tensor is not None,
-        }
 
-    def chunks(self) -> dict[str, int]:
-        """Columns of a row held at once, where a gradient is summed or rows are normalised."""
-        return {"BLOCK_D_1": self.chunk(0), "BLOCK_D_2": self.chunk(self.peers - 1)}
-
-    def product_chunks(self, prefix: str) -> dict[str, int]:
-        """Columns a cosine is summed at a time, the same in the forward and in the backward."""
-        chunks = [
-            configurations.product_chunk(width, product.itemsize)
-            for width, product in zip(self.widths, self.products, strict=True)
-        ]
-        return {f"{prefix}_1": chunks[0], f"{prefix}_2": chunks[-1]}
-
-    def statistics_switches(self) -> dict[str, Any]:
-        first, second = self.kd_temperatures
-        return self.switches() | {
-            "NT_STATIC": is_static(self.temperature),
-            "KL_STATIC": is_static(first) and is_static(second) and first.number == second.number,
-        }
-
-    def tile_switches(self) -> dict[str, Any]:
-        last = self.peers - 1
-        return self.statistics_switches() | {
-            "WIDTH_1": self.padded_width(0),
-            "WIDTH_2": self.padded_width(last),
-            "PRECISION": PRECISIONS[torch.get_float32_matmul_precision()],
-            "INTERPRETED": interpreting(),
-        }
+def _arithmetic() -> Arithmetic:
+    return Arithmetic(PRECISIONS[torch.get_float32_matmul_precision()], interpreting())
 
 
 def _floats(*shape: int, device: torch.device) -> Tensor:
@@ -150,7 +145,7 @@ def allocate_saved(problem: Problem, device: torch.device) -> tuple[Tensor, ...]
 
 
 def forward(
-    problem: Problem, pairs: tuple[Pair, ...], values: Mapping[str, Tensor], rows: Tensor | None
+    problem: Problem, pairs: tuple[problems.Pair, ...], values: Mapping[str, Tensor], rows: Tensor | None
 ) -> tuple[Tensor, ...]:
     """As core.Backend says."""
     device = pairs[0][0].device
@@ -164,34 +159,31 @@ def forward(
     kl_partial = _floats(2, 3, splits, problem.pad_a, device=device) if problem.kl else None
     run(
         statistics_kernel, (row_blocks, splits),
-        saved.rows[0], saved.rows[-1], nt_partial, kl_partial, *problem.temperature_arguments,
-        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
-        **problem.tile_switches(), **problem.product_chunks("BLOCK_D"),
-        BLOCK_M=tile.rows, BLOCK_N=tile.keys, SPLITS=splits,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        saved.rows, nt_partial, kl_partial, problem.temperature_arguments, problem.sizes,
+        columns=problem.columns(chunked=False), losses=problem.losses, tile=Tile(tile.rows, tile.keys), SPLITS=splits,
+        arithmetic=_arithmetic(), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     run(
         finalize_kernel, (1,),
-        nt_partial, kl_partial, saved.nt, saved.kl, rows, *map(values.get, VALUES), *problem.temperature_arguments,
-        problem.rows_a, problem.pad_a, problem.pad_b, problem.nt_scale, problem.kl_scale, *problem.kd_weights,
-        **problem.statistics_switches(), SPLITS=splits, BLOCK=problem.finalize_rows, num_warps=8,
+        nt_partial, kl_partial, saved.nt, saved.kl, rows, Values(*map(values.get, VALUES)),
+        problem.temperature_arguments, problem.sizes, problem.scales,
+        losses=problem.losses, SPLITS=splits, BLOCK=problem.finalize_rows, num_warps=8,
     )  # fmt: skip
     return tensors
 
 
-def _normalize(problem: Problem, peers: tuple[Pair, ...], saved: Saved) -> None:
-    (a_1, b_1), (a_2, b_2) = peers[0], peers[-1]
-    last = problem.peers - 1
+def _normalize(problem: Problem, pairs: tuple[problems.Pair, ...], saved: Saved) -> None:
     # the interpreter's cost is by program, not by row
     block_rows = configurations.ROW_MULTIPLE if interpreting() else NORMALIZE_ROWS
     run(
         normalize_kernel, (problem.pad // block_rows, problem.peers),
-        a_1, b_1, saved.rows[0], a_2, b_2, saved.rows[-1], saved.inverse_norm,
-        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
-        *a_1.stride(), *b_1.stride(), *a_2.stride(), *b_2.stride(),
-        problem.widths[0], problem.widths[last],
-        WIDTH_1=problem.padded_width(0), WIDTH_2=problem.padded_width(last),
-        **problem.chunks(), BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(), num_warps=4,
+        tuple(
+            Pair(a, a.stride(0), a.stride(1), b, b.stride(0), b.stride(1), rows, width)
+            for (a, b), rows, width in zip(pairs, saved.rows, problem.widths, strict=True)
+        ),
+        saved.inverse_norm, problem.sizes,
+        columns=problem.columns(chunked=True), BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(),
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -211,23 +203,23 @@ def backward(
     ]
     inner = _floats(owned, 2, problem.pad, device=device) if problem.learns else None
     tile = problem.tiles(device).gradient
-    absent = (None, None)
+    views, scratches = (*gradients.views, None, None), (*scratch, None)  # a second peer may be only read
+    peers = tuple(
+        Peer(rows, views[2 * peer], views[2 * peer + 1], scratches[peer], problem.widths[peer])
+        for peer, rows in enumerate(saved.rows)
+    )
     run(
-        gradient_kernel, (problem.row_blocks(tile, views=2), owned),
-        saved.rows[0], saved.rows[-1], saved.inverse_norm,
-        *(gradients.views + absent)[:4], *(*scratch, None)[:2], inner,
-        saved.nt, saved.kl, factor, *map(upstream.get, VALUES), *problem.temperature_arguments,
-        problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b, problem.widths[0], problem.widths[-1],
-        problem.nt_scale, problem.kl_scale, *problem.kd_weights,
-        **problem.tile_switches(), **problem.chunks(), **problem.product_chunks("BLOCK_S"), PEER_2=problem.second,
-        PER_ROW=factor is not None, TEMPERATURE_GRADIENT=problem.learns,
-        BLOCK_M=tile.rows, BLOCK_N=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        gradient_kernel, (problem.row_blocks(tile, views=2), owned), peers,
+        Statistics(saved.inverse_norm, saved.nt, saved.kl), inner, Upstream(Values(*map(upstream.get, VALUES)), factor),
+        problem.temperature_arguments, problem.sizes, problem.scales,
+        columns=problem.columns(chunked=True), losses=problem.losses,
+        asked=Asked(problem.second, factor is not None, problem.learns), tile=Tile(tile.rows, tile.keys),
+        arithmetic=_arithmetic(), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if problem.learns:
         run(
             temperature_gradient_kernel, (1,),
-            inner, *gradients.temperatures, *problem.temperature_arguments,
-            problem.rows_a, problem.rows_b, problem.pad_a, problem.pad_b,
-            **problem.switches(), PEER_2=problem.second, BLOCK=problem.finalize_rows, num_warps=8,
+            inner, TemperatureGradients(*gradients.temperatures), problem.temperature_arguments, problem.sizes,
+            losses=problem.losses, PEER_2=problem.second, BLOCK=problem.finalize_rows, num_warps=8,
         )  # fmt: skip
     return gradients
