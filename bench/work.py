@@ -180,12 +180,17 @@ def _blocks(rows: int, block: int) -> int:
     return -(-rows // block)
 
 
+def _widths(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of each peer."""
+    return tuple(values[name] for name in ("WIDTH_1", "WIDTH_2") if name in values)
+
+
 def _statistics_loops(values: Mapping[str, Any]) -> list[TileLoop]:
     """Row blocks of both views against both views, whole squares; the column splits share the keys of a row block."""
     keys = _blocks(values["rows_b"], values["BLOCK_N"])
     a, b = (_blocks(values[rows], values["BLOCK_M"]) * keys for rows in ("rows_a", "rows_b"))
     nt, kl = values["NT"], values["KL"]
-    widths = (values["WIDTH_1"], values["WIDTH_2"])
+    widths = _widths(values)
     out: list[TileLoop] = []
     if nt:
         # where the KL walks the cross-view tiles of view a, it takes NT-Xent's share along
@@ -203,10 +208,10 @@ def _gradient_loops(values: Mapping[str, Any]) -> list[TileLoop]:
     m, n = values["BLOCK_M"], values["BLOCK_N"]
     a, b = values["rows_a"], values["rows_b"]
     nt_exponentials = 1 if values["NT_STATIC"] else 2
-    widths = (values["WIDTH_1"], values["WIDTH_2"])
+    widths = _widths(values)
     out: list[TileLoop] = []
     for peer in range(1 if values["PEER_2"] == "none" else 2):
-        own, other = widths[peer], widths[1 - peer]
+        own, other = widths[peer], widths[-1 - peer]
         if values["NT"]:
             same = _blocks(a, m) * _blocks(a, n) + _blocks(b, m) * _blocks(b, n)
             out.append(TileLoop(f"own view, peer {peer + 1}", (own, own), nt_exponentials, same))
