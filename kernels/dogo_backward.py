@@ -52,11 +52,14 @@ class Peer(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What the forward saved of rows: see normalize.py and dogo_forward.py."""
+    """What the forward saved of rows: see normalize.py and dogo_forward.py; and p_inner [peers, (NT-Xent, KL),
+    pad_a + pad_b], Σ_j w_ij s_ij and Σ_j w_ij (c_ij − m_i) of every row, the latter of queries only, written when
+    TEMPERATURE_GRADIENT."""
 
     p_inverse_norm: Any
     p_nt: Any
     p_kl: Any
+    p_inner: Any
 
 
 class Upstream(NamedTuple):
@@ -96,6 +99,8 @@ class Own(NamedTuple):
     p_nt: Any
     p_kl: Any
     D: Any
+    stride_nt: Any
+    stride_kl: Any
     nt_coefficient: Any
     kl_coefficient: Any
     nt_rate: Any
@@ -189,13 +194,13 @@ def _row_factor(p_factor, i_rows, rows, PER_ROW: tl.constexpr):
 
 
 @triton.jit
-def _nt_weights(b_s, block, own, i_keys, b_factor_keys, stride_nt, STATIC: tl.constexpr):
+def _nt_weights(b_s, block, own, i_keys, b_factor_keys, STATIC: tl.constexpr):
     """w_ij of NT-Xent; u_i comes for the rows, and is read for the keys."""
     b_u_keys = own.nt_coefficient * b_factor_keys * tl.load(own.p_nt + i_keys)
     if STATIC:
         b_w = tl.exp2(b_s * own.nt_rate - own.nt_rate) * (block.b_u[:, None] + b_u_keys[None, :])
     else:
-        b_max_keys = tl.load(own.p_nt + stride_nt + i_keys)
+        b_max_keys = tl.load(own.p_nt + own.stride_nt + i_keys)
         b_w = tl.exp2((b_s - block.b_max[:, None]) * own.nt_rate) * block.b_u[:, None]
         b_w += tl.exp2((b_s - b_max_keys[None, :]) * own.nt_rate) * b_u_keys[None, :]
     return b_w
@@ -224,9 +229,7 @@ def _kl_weights(b_c_own, b_c_other, query, rate_own, rate_other, IS_TEACHER: tl.
 
 
 @triton.jit
-def _query_statistics(
-    own, other, p_factor, i_queries, queries, stride_kl, role, STATIC: tl.constexpr, PER_ROW: tl.constexpr
-):
+def _query_statistics(own, other, p_factor, i_queries, queries, role, STATIC: tl.constexpr, PER_ROW: tl.constexpr):
     """Of queries, each a vector."""
     b_scale = own.kl_coefficient * _row_factor(p_factor, i_queries, queries, PER_ROW)
     b_q_own = b_scale * tl.load(own.p_kl + i_queries)
@@ -235,11 +238,11 @@ def _query_statistics(
     b_m_other = tl.full(i_queries.shape, 1.0, tl.float32)
     b_mean = tl.zeros(i_queries.shape, tl.float32)
     if not STATIC:
-        b_m_own = tl.load(own.p_kl + 2 * stride_kl + i_queries)
-        b_m_other = tl.load(other.p_kl + 2 * stride_kl + i_queries)
+        b_m_own = tl.load(own.p_kl + 2 * own.stride_kl + i_queries)
+        b_m_other = tl.load(other.p_kl + 2 * own.stride_kl + i_queries)
     if role.IS_TEACHER:
         # both in base 2, so that they cancel without a rounding between; q carries the factor
-        b_mean = tl.load(own.p_kl + stride_kl + i_queries)
+        b_mean = tl.load(own.p_kl + own.stride_kl + i_queries)
         b_q_own *= LN_2
         if not role.IS_FIRST:
             # X was summed with Δ = x_1 − x_2; here Δ = x_own − x_other
@@ -317,9 +320,7 @@ def _clear_scratch(own, i_rows, columns: tl.constexpr, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def _block(
-    own, view, stride_nt, columns: tl.constexpr, losses: tl.constexpr, PER_ROW: tl.constexpr, BLOCK_M: tl.constexpr
-):
+def _block(own, view, columns: tl.constexpr, losses: tl.constexpr, PER_ROW: tl.constexpr, BLOCK_M: tl.constexpr):
     i_local = view.start + tl.arange(0, BLOCK_M)
     i_rows = view.base_rows + i_local
     b_x = load_tile(own.p_z, i_rows, 0, columns.WIDTH, columns.BLOCK_D)
@@ -328,13 +329,13 @@ def _block(
         b_factor = _row_factor(view.p_factor_rows, i_local, view.rows, PER_ROW)
         b_u = own.nt_coefficient * b_factor * tl.load(own.p_nt + i_rows)
         if not losses.NT_STATIC:
-            b_max = tl.load(own.p_nt + stride_nt + i_rows)
+            b_max = tl.load(own.p_nt + own.stride_nt + i_rows)
     return Block(i_local, i_rows, b_x, b_factor, b_u, b_max)
 
 
 @triton.jit
 def _own_view(
-    sums, block, own, view, stride_nt, STATIC: tl.constexpr, columns: tl.constexpr, asked: tl.constexpr,
+    sums, block, own, view, STATIC: tl.constexpr, columns: tl.constexpr, asked: tl.constexpr,
     tile: tl.constexpr, arithmetic: tl.constexpr,
 ):  # fmt: skip
     """NT-Xent of the rows with those of their own view."""
@@ -345,7 +346,7 @@ def _own_view(
         b_y = load_tile(own.p_z, i_keys, 0, columns.WIDTH, columns.BLOCK_D)
         b_s = cosines(block.b_x, b_y, own.p_z, block.i_rows, i_keys, columns, arithmetic)
         b_factor_keys = _row_factor(view.p_factor_rows, i_local_keys, view.rows, asked.PER_ROW)
-        b_w = _nt_weights(b_s, block, own, i_keys, b_factor_keys, stride_nt, STATIC)
+        b_w = _nt_weights(b_s, block, own, i_keys, b_factor_keys, STATIC)
         if (i_start < view.start + tile.BLOCK_M) & (view.start < i_start + tile.BLOCK_N):
             b_w = tl.where(block.i_local[:, None] == i_local_keys[None, :], 0.0, b_w)
         if i_start + tile.BLOCK_N > view.rows:
@@ -358,32 +359,40 @@ def _own_view(
 
 @triton.jit
 def _cross_view(
-    sums, block, own, other, view, strides, columns, role, losses: tl.constexpr, asked: tl.constexpr,
-    tile: tl.constexpr, arithmetic: tl.constexpr,
-):  # fmt: skip
+    sums,
+    block,
+    own,
+    other,
+    view,
+    columns: tl.constexpr,
+    columns_other: tl.constexpr,
+    role,
+    losses: tl.constexpr,
+    asked: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
+):
     """NT-Xent and the KL of the rows with the keys of the other view."""
-    columns_own: tl.constexpr = columns[0]
-    columns_other: tl.constexpr = columns[1]
-    stride_nt, stride_kl = strides
+    BLOCK_M: tl.constexpr = tile.BLOCK_M
+    BLOCK_N: tl.constexpr = tile.BLOCK_N
     b_acc, b_nt_inner, b_kl_inner = sums
     if losses.KL:
         b_x_other = load_tile(other.p_z, block.i_rows, 0, columns_other.WIDTH, columns_other.BLOCK_D)
         if role.ROWS_ARE_QUERIES:
             query = _query_statistics(
-                own, other, view.p_factor_rows, block.i_local, view.rows, stride_kl, role, losses.KL_STATIC,
-                asked.PER_ROW,
+                own, other, view.p_factor_rows, block.i_local, view.rows, role, losses.KL_STATIC, asked.PER_ROW,
             )  # fmt: skip
             query = _along(query, 1)
-    for i_start in range(0, view.keys, tile.BLOCK_N):
-        i_local_keys = i_start + tl.arange(0, tile.BLOCK_N)
+    for i_start in range(0, view.keys, BLOCK_N):
+        i_local_keys = i_start + tl.arange(0, BLOCK_N)
         i_keys = view.base_keys + i_local_keys
-        b_y = load_tile(own.p_z, i_keys, 0, columns_own.WIDTH, columns_own.BLOCK_D)
-        b_s = cosines(block.b_x, b_y, own.p_z, block.i_rows, i_keys, columns_own, arithmetic)
-        b_w = tl.zeros([tile.BLOCK_M, tile.BLOCK_N], tl.float32)
+        b_y = load_tile(own.p_z, i_keys, 0, columns.WIDTH, columns.BLOCK_D)
+        b_s = cosines(block.b_x, b_y, own.p_z, block.i_rows, i_keys, columns, arithmetic)
+        b_w = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if losses.NT:
             b_factor_keys = _row_factor(view.p_factor_keys, i_local_keys, view.keys, asked.PER_ROW)
-            b_w = _nt_weights(b_s, block, own, i_keys, b_factor_keys, stride_nt, losses.NT_STATIC)
-            if (i_start < view.start + tile.BLOCK_M) & (view.start < i_start + tile.BLOCK_N):
+            b_w = _nt_weights(b_s, block, own, i_keys, b_factor_keys, losses.NT_STATIC)
+            if (i_start < view.start + BLOCK_M) & (view.start < i_start + BLOCK_N):
                 b_w = tl.where(block.i_local[:, None] == i_local_keys[None, :], 0.0, b_w)
             if asked.TEMPERATURE_GRADIENT:
                 b_nt_inner += tl.sum(tl.where((i_local_keys < view.keys)[None, :], b_w, 0.0) * b_s, 1)
@@ -392,8 +401,7 @@ def _cross_view(
             b_s_other = cosines(b_x_other, b_y_other, other.p_z, block.i_rows, i_keys, columns_other, arithmetic)
             if not role.ROWS_ARE_QUERIES:
                 query = _query_statistics(
-                    own, other, view.p_factor_keys, i_local_keys, view.keys, stride_kl, role, losses.KL_STATIC,
-                    asked.PER_ROW,
+                    own, other, view.p_factor_keys, i_local_keys, view.keys, role, losses.KL_STATIC, asked.PER_ROW,
                 )  # fmt: skip
                 query = _along(query, 0)
             b_kl_w = _kl_weights(b_s, b_s_other, query, own.rate, other.rate, role.IS_TEACHER, losses.KL_STATIC)
@@ -401,10 +409,10 @@ def _cross_view(
                 m_keys = (i_local_keys < view.keys)[None, :]
                 b_kl_inner += tl.sum(tl.where(m_keys, b_kl_w, 0.0) * (b_s - query.b_m_own), 1)
             b_w += b_kl_w
-        if i_start + tile.BLOCK_N > view.keys:
+        if i_start + BLOCK_N > view.keys:
             # a padded key's cosine, 0, may lie far above a row's maximum: its exponential may be infinite
             b_w = tl.where((i_local_keys < view.keys)[None, :], b_w, 0.0)
-        b_acc = _add_products(b_acc, b_w, b_y, own, block.i_rows, i_keys, columns_own, arithmetic)
+        b_acc = _add_products(b_acc, b_w, b_y, own, block.i_rows, i_keys, columns, arithmetic)
     return Sums(b_acc, b_nt_inner, b_kl_inner)
 
 
@@ -413,7 +421,7 @@ def _cross_view(
 
 @triton.jit
 def _finish(
-    sums, block, own, view, pad, NT: tl.constexpr, columns: tl.constexpr, asked: tl.constexpr, arithmetic: tl.constexpr
+    sums, block, own, view, NT: tl.constexpr, columns: tl.constexpr, asked: tl.constexpr, arithmetic: tl.constexpr
 ):
     """The positives, ⟨dẑ, ẑ⟩ over all chunks, and what is written."""
     WIDTH: tl.constexpr = columns.WIDTH
@@ -424,9 +432,9 @@ def _finish(
     b_acc, b_nt_inner, b_kl_inner = sums
     b_x = load_tile_again(p_z, i_rows, 0, WIDTH, BLOCK_D)
     if NT:
-        b_pull = block.b_factor * tl.load(own.p_nt + 2 * pad + i_rows)
+        b_pull = block.b_factor * tl.load(own.p_nt + 2 * own.stride_nt + i_rows)
         b_pull += _row_factor(view.p_factor_keys, block.i_local, view.rows, asked.PER_ROW) * tl.load(
-            own.p_nt + 2 * pad + i_positives
+            own.p_nt + 2 * own.stride_nt + i_positives
         )
         b_pull *= own.nt_coefficient
         b_positive = load_tile(p_z, i_positives, 0, WIDTH, BLOCK_D).to(tl.float32)
@@ -447,7 +455,7 @@ def _finish(
         tl.debug_barrier()
     if asked.TEMPERATURE_GRADIENT:
         tl.store(own.p_inner + i_rows, b_nt_inner)
-        tl.store(own.p_inner + pad + i_rows, b_kl_inner)
+        tl.store(own.p_inner + own.stride_nt + i_rows, b_kl_inner)
 
     b_scale = tl.load(own.p_inverse_norm + i_rows)
     b_along = tl.where(b_scale >= CLAMPED, 0.0, b_inner)
@@ -477,31 +485,50 @@ def _store_gradient(
 
 @triton.jit
 def _gradient_rows(
-    own, other, view, strides, columns, role, losses: tl.constexpr, asked: tl.constexpr, tile: tl.constexpr,
+    own,
+    other,
+    view,
+    columns: tl.constexpr,
+    columns_other: tl.constexpr,
+    role,
+    losses: tl.constexpr,
+    asked: tl.constexpr,
+    tile: tl.constexpr,
     arithmetic: tl.constexpr,
-):  # fmt: skip
+):
     """The gradient of BLOCK_M rows of one view of one peer. One loop a view of keys: a loop that held NT-Xent and both
     peers' KL for both views spilled more than 350 bytes a thread on sm_90."""
-    COLUMNS: tl.constexpr = columns[0]
-    pad = strides[0]
-    block = _block(own, view, pad, COLUMNS, losses, asked.PER_ROW, tile.BLOCK_M)
-    _clear_scratch(own, block.i_rows, COLUMNS, tile.BLOCK_M)
-    b_none = tl.zeros([tile.BLOCK_M], tl.float32)
-    sums = Sums(tl.zeros([tile.BLOCK_M, COLUMNS.BLOCK_D], tl.float32), b_none, b_none)
+    BLOCK_M: tl.constexpr = tile.BLOCK_M
+    BLOCK_D: tl.constexpr = columns.BLOCK_D
+    block = _block(own, view, columns, losses, asked.PER_ROW, BLOCK_M)
+    _clear_scratch(own, block.i_rows, columns, BLOCK_M)
+    b_none = tl.zeros([BLOCK_M], tl.float32)
+    sums = Sums(tl.zeros([BLOCK_M, BLOCK_D], tl.float32), b_none, b_none)
     if losses.NT:
-        sums = _own_view(sums, block, own, view, pad, losses.NT_STATIC, COLUMNS, asked, tile, arithmetic)
-    sums = _cross_view(sums, block, own, other, view, strides, columns, role, losses, asked, tile, arithmetic)
-    _finish(sums, block, own, view, pad, losses.NT, COLUMNS, asked, arithmetic)
+        sums = _own_view(sums, block, own, view, losses.NT_STATIC, columns, asked, tile, arithmetic)
+    sums = _cross_view(sums, block, own, other, view, columns, columns_other, role, losses, asked, tile, arithmetic)
+    _finish(sums, block, own, view, losses.NT, columns, asked, arithmetic)
 
 
 @triton.jit
 def _gradient_peer(
-    peer, own, other, p_factor, sizes, columns, IS_TEACHER: tl.constexpr, IS_FIRST: tl.constexpr,
-    losses: tl.constexpr, asked: tl.constexpr, tile: tl.constexpr, arithmetic: tl.constexpr,
-):  # fmt: skip
-    """Row blocks of view a, then of view b."""
-    rows_a, rows_b, pad_a, pad_b = sizes
-    strides = (pad_a + pad_b, pad_a)
+    peer,
+    own,
+    other,
+    p_factor,
+    sizes,
+    columns: tl.constexpr,
+    columns_other: tl.constexpr,
+    PART: tl.constexpr,
+    losses: tl.constexpr,
+    asked: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
+):
+    """Row blocks of view a, then of view b. PART: "first", "second", or "teacher", which is the second."""
+    IS_TEACHER: tl.constexpr = PART == "teacher"
+    IS_FIRST: tl.constexpr = PART == "first"
+    rows_a, rows_b, pad_a, _ = sizes
     blocks_a = tl.cdiv(rows_a, tile.BLOCK_M)
     i_block = tl.program_id(0)
     p_factor_b = p_factor
@@ -510,13 +537,31 @@ def _gradient_peer(
     if i_block < blocks_a:
         view_a = View(peer.p_gradient_a, i_block * tile.BLOCK_M, 0, pad_a, rows_a, rows_b, p_factor, p_factor_b)
         _gradient_rows(
-            own, other, view_a, strides, columns, Role(True, IS_TEACHER, IS_FIRST), losses, asked, tile, arithmetic
+            own,
+            other,
+            view_a,
+            columns,
+            columns_other,
+            Role(True, IS_TEACHER, IS_FIRST),
+            losses,
+            asked,
+            tile,
+            arithmetic,
         )
     else:
         start = (i_block - blocks_a) * tile.BLOCK_M
         view_b = View(peer.p_gradient_b, start, pad_a, 0, rows_b, rows_a, p_factor_b, p_factor)
         _gradient_rows(
-            own, other, view_b, strides, columns, Role(False, IS_TEACHER, IS_FIRST), losses, asked, tile, arithmetic
+            own,
+            other,
+            view_b,
+            columns,
+            columns_other,
+            Role(False, IS_TEACHER, IS_FIRST),
+            losses,
+            asked,
+            tile,
+            arithmetic,
         )
 
 
@@ -524,24 +569,21 @@ def _gradient_peer(
 def gradient_kernel(
     peers,
     statistics,
-    p_inner,
     upstream,
     temperatures,
     sizes,
     scales,
-    columns: tl.constexpr,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
     losses: tl.constexpr,
     asked: tl.constexpr,
     tile: tl.constexpr,
     arithmetic: tl.constexpr,
 ):
-    """Gradients of every row. Grid: (row blocks of views a and b, peers that get a gradient).
-
-    peers, columns: of each peer. p_inner: [peers, (NT-Xent, KL), pad_a + pad_b], Σ_j w_ij s_ij and
-    Σ_j w_ij (c_ij − m_i) of every row, the latter of queries only; written when TEMPERATURE_GRADIENT.
-    """
+    """Gradients of every row. Grid: (row blocks of views a and b, peers that get a gradient). peers: a Peer each, and
+    their Columns."""
     PEER_2: tl.constexpr = asked.PEER_2
-    p_inverse_norm, p_nt, p_kl = statistics
+    p_inverse_norm, p_nt, p_kl, p_inner = statistics
     values, p_factor = upstream
     pad = sizes.pad_a + sizes.pad_b
     nt_1, nt_2, kl_1, kl_2 = 0.0, 0.0, 0.0, 0.0
@@ -573,13 +615,13 @@ def gradient_kernel(
     second = peers[-1]
     if tl.program_id(1) == 0:
         own_1 = Own(
-            first.p_z, p_inverse_norm, first.p_scratch, p_inner, p_nt, p_kl, first.D, nt_1, kl_1, nt_rate, rate_1
-        )
+            first.p_z, p_inverse_norm, first.p_scratch, p_inner, p_nt, p_kl, first.D, pad, sizes.pad_a,
+            nt_1, kl_1, nt_rate, rate_1,
+        )  # fmt: skip
         other_2 = Other(second.p_z, p_kl_second, rate_2)
         _gradient_peer(
-            first, own_1, other_2, p_factor, sizes, (columns[0], columns[-1]), False, True,
-            losses, asked, tile, arithmetic,
-        )  # fmt: skip
+            first, own_1, other_2, p_factor, sizes, columns_1, columns_2, "first", losses, asked, tile, arithmetic
+        )
     elif PEER_2 != "none":
         p_inner_2 = p_inner
         p_nt_2 = p_nt
@@ -588,15 +630,14 @@ def gradient_kernel(
         if losses.NT:
             p_nt_2 += 3 * pad
         own_2 = Own(
-            second.p_z, p_inverse_norm + pad, second.p_scratch, p_inner_2, p_nt_2, p_kl_second, second.D,
-            nt_2, kl_2, nt_rate, rate_2,
+            second.p_z, p_inverse_norm + pad, second.p_scratch, p_inner_2, p_nt_2, p_kl_second, second.D, pad,
+            sizes.pad_a, nt_2, kl_2, nt_rate, rate_2,
         )  # fmt: skip
         other_1 = Other(first.p_z, p_kl, rate_1)
-        IS_TEACHER: tl.constexpr = PEER_2 == "teacher"
+        PART: tl.constexpr = "teacher" if PEER_2 == "teacher" else "second"
         _gradient_peer(
-            second, own_2, other_1, p_factor, sizes, (columns[-1], columns[0]), IS_TEACHER, False,
-            losses, asked, tile, arithmetic,
-        )  # fmt: skip
+            second, own_2, other_1, p_factor, sizes, columns_2, columns_1, PART, losses, asked, tile, arithmetic
+        )
 
 
 @triton.jit

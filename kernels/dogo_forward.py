@@ -53,6 +53,15 @@ class Span(NamedTuple):
     keys: Any
 
 
+class Partials(NamedTuple):
+    """A split's statistics of NT-Xent and of the KL, and how far the three numbers of a row lie apart."""
+
+    p_nt: Any
+    p_kl: Any
+    stride_nt: Any
+    stride_kl: Any
+
+
 class Rates(NamedTuple):
     """log₂ e over τ, and over T of each peer."""
 
@@ -181,20 +190,20 @@ def _joint_over_keys(
     span,
     sums,
     rates,
-    columns: tl.constexpr,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
     losses: tl.constexpr,
     tile: tl.constexpr,
     arithmetic: tl.constexpr,
 ):
     """Cross-view tiles of both peers held together: the KL sums, and the same tiles' share of both NT-Xent row sums."""
-    i_rows = block.start + tl.arange(0, tile.BLOCK_M)
-    columns_1: tl.constexpr = columns[0]
-    columns_2: tl.constexpr = columns[1]
+    BLOCK_M: tl.constexpr = tile.BLOCK_M
+    i_rows = block.start + tl.arange(0, BLOCK_M)
     b_x_1, b_x_2 = b_x
     p_z_1, p_z_2 = p_z
     sum_1, sum_2 = sums
-    b_zeros = tl.zeros([tile.BLOCK_M], tl.float32)
-    b_none = tl.full([tile.BLOCK_M], NO_KEY_YET, tl.float32)
+    b_zeros = tl.zeros([BLOCK_M], tl.float32)
+    b_none = tl.full([BLOCK_M], NO_KEY_YET, tl.float32)
     kl_1 = KLSum(b_zeros, b_zeros, b_none)
     kl_2 = KLSum(b_zeros, b_zeros, b_none)
     for i_start in range(span.start, span.stop, tile.BLOCK_N):
@@ -211,7 +220,7 @@ def _joint_over_keys(
         if losses.NT:
             b_s_1 = b_c_1
             b_s_2 = b_c_2
-            if (i_start < block.start + tile.BLOCK_M) & (block.start < i_start + tile.BLOCK_N):
+            if (i_start < block.start + BLOCK_M) & (block.start < i_start + tile.BLOCK_N):
                 m_diagonal = i_rows[:, None] == i_keys[None, :]
                 sum_1 = _with_positive(sum_1, b_c_1, m_diagonal)
                 sum_2 = _with_positive(sum_2, b_c_2, m_diagonal)
@@ -257,39 +266,33 @@ def _nt_rows(
 @triton.jit
 def _joint_rows(
     p_z,
-    p_nt,
-    p_kl,
+    partials,
     block,
     base_keys,
     span,
-    strides,
     rates,
-    columns: tl.constexpr,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
     losses: tl.constexpr,
     tile: tl.constexpr,
     arithmetic: tl.constexpr,
 ):
     """KL statistics of a row block of view a and, when NT, both peers' NT-Xent statistics of the same rows."""
-    NT_STATIC: tl.constexpr = losses.NT_STATIC
+    STATIC: tl.constexpr = losses.NT_STATIC
     i_rows = block.start + tl.arange(0, tile.BLOCK_M)
-    columns_1: tl.constexpr = columns[0]
-    columns_2: tl.constexpr = columns[1]
     p_z_1, p_z_2 = p_z
     b_x_1 = load_tile(p_z_1, i_rows, 0, columns_1.WIDTH, columns_1.BLOCK_D)
     b_x_2 = load_tile(p_z_2, i_rows, 0, columns_2.WIDTH, columns_2.BLOCK_D)
     sum_1 = _no_sum(tile.BLOCK_M)
     sum_2 = _no_sum(tile.BLOCK_M)
     if losses.NT:
-        sum_1 = _nt_over_keys(
-            b_x_1, p_z_1, block, 0, span, sum_1, rates.nt, True, NT_STATIC, columns_1, tile, arithmetic
-        )
-        sum_2 = _nt_over_keys(
-            b_x_2, p_z_2, block, 0, span, sum_2, rates.nt, True, NT_STATIC, columns_2, tile, arithmetic
-        )
+        sum_1 = _nt_over_keys(b_x_1, p_z_1, block, 0, span, sum_1, rates.nt, True, STATIC, columns_1, tile, arithmetic)
+        sum_2 = _nt_over_keys(b_x_2, p_z_2, block, 0, span, sum_2, rates.nt, True, STATIC, columns_2, tile, arithmetic)
     sum_1, sum_2, kl_1, kl_2 = _joint_over_keys(
-        (b_x_1, b_x_2), p_z, block, base_keys, span, (sum_1, sum_2), rates, columns, losses, tile, arithmetic
-    )
-    stride_nt, stride_kl = strides
+        (b_x_1, b_x_2), p_z, block, base_keys, span, (sum_1, sum_2), rates, columns_1, columns_2, losses, tile,
+        arithmetic,
+    )  # fmt: skip
+    p_nt, p_kl, stride_nt, stride_kl = partials
     _store_three(p_kl + i_rows, kl_1, stride_kl)
     _store_three(p_kl + 3 * stride_kl + i_rows, kl_2, stride_kl)
     if losses.NT:
@@ -304,14 +307,15 @@ def statistics_kernel(
     p_kl,
     temperatures,
     sizes,
-    columns: tl.constexpr,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
     losses: tl.constexpr,
     tile: tl.constexpr,
     SPLITS: tl.constexpr,
     arithmetic: tl.constexpr,
 ):
-    """Row statistics. Grid: (row blocks of view a, then of view b when NT; SPLITS). p_z, columns: of each peer, two
-    when KL, else one.
+    """Row statistics. Grid: (row blocks of view a, then of view b when NT; SPLITS). p_z: of each peer, two when
+    KL, else one.
 
     A program owns BLOCK_M rows of one view and walks its split of the keys, rows_b in each view (NT-Xent is square).
     """
@@ -337,19 +341,21 @@ def statistics_kernel(
         if in_b:
             if losses.NT:
                 block = RowBlock(row_start, pad_a)
-                for peer in tl.static_range(2):
-                    p_peer = p_nt + 3 * peer * stride_nt
-                    _nt_rows(
-                        p_z[peer], p_peer, block, 0, span, stride_nt, nt_rate, STATIC, columns[peer], tile, arithmetic
-                    )
+                _nt_rows(
+                    p_z[0], p_nt, block, 0, span, stride_nt, nt_rate, STATIC, columns_1, tile, arithmetic,
+                )  # fmt: skip
+                _nt_rows(
+                    p_z[1], p_nt + 3 * stride_nt, block, 0, span, stride_nt, nt_rate, STATIC, columns_2, tile,
+                    arithmetic,
+                )  # fmt: skip
         else:
             _joint_rows(
-                p_z, p_nt, p_kl + i_split * pad_a, RowBlock(row_start, 0), pad_a, span,
-                (stride_nt, stride_kl), Rates(nt_rate, rate_1, rate_2), columns, losses, tile, arithmetic,
+                p_z, Partials(p_nt, p_kl + i_split * pad_a, stride_nt, stride_kl), RowBlock(row_start, 0), pad_a, span,
+                Rates(nt_rate, rate_1, rate_2), columns_1, columns_2, losses, tile, arithmetic,
             )  # fmt: skip
     else:
         block = RowBlock(row_start, base_rows)
-        _nt_rows(p_z[0], p_nt, block, pad_a - base_rows, span, stride_nt, nt_rate, STATIC, columns[0], tile, arithmetic)
+        _nt_rows(p_z[0], p_nt, block, pad_a - base_rows, span, stride_nt, nt_rate, STATIC, columns_1, tile, arithmetic)
 
 
 @triton.jit

@@ -101,7 +101,8 @@ def normalize_kernel(
     pairs,
     p_inverse_norm,
     sizes,
-    columns: tl.constexpr,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PEERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -109,10 +110,10 @@ def normalize_kernel(
     """Both views of every peer in one launch. Grid: ((pad_a + pad_b) / BLOCK_ROWS, PEERS); pad_a is a multiple of
     BLOCK_ROWS.
 
-    pairs, columns: Pair and Columns of each peer. p_inverse_norm: [PEERS, pad_a + pad_b] float32.
+    pairs: a Pair a peer. columns_1, columns_2: their Columns. p_inverse_norm: [PEERS, pad_a + pad_b] float32.
     """
     if tl.program_id(1) == 0:
-        _normalize_pair(pairs[0], p_inverse_norm, sizes, columns[0], BLOCK_ROWS, INTERPRETED)
+        _normalize_pair(pairs[0], p_inverse_norm, sizes, columns_1, BLOCK_ROWS, INTERPRETED)
     elif PEERS == 2:
         p_second = p_inverse_norm + sizes.pad_a + sizes.pad_b
-        _normalize_pair(pairs[1], p_second, sizes, columns[1], BLOCK_ROWS, INTERPRETED)
+        _normalize_pair(pairs[1], p_second, sizes, columns_2, BLOCK_ROWS, INTERPRETED)

@@ -142,13 +142,14 @@ def cosines(b_x, b_y, p_z, i_rows, i_keys, columns: tl.constexpr, arithmetic: tl
     """
     WIDTH: tl.constexpr = columns.WIDTH
     BLOCK_S: tl.constexpr = columns.BLOCK_S
+    PRECISION: tl.constexpr = arithmetic.PRECISION  # Triton 3.6 takes a string from no struct
     if BLOCK_S < columns.BLOCK_D:
         b_x = load_tile(p_z, i_rows, 0, WIDTH, BLOCK_S)
         b_y = load_tile(p_z, i_keys, 0, WIDTH, BLOCK_S)
-    b_s = dot(b_x, tl.trans(b_y), arithmetic.PRECISION, arithmetic.INTERPRETED)
+    b_s = dot(b_x, tl.trans(b_y), PRECISION, arithmetic.INTERPRETED)
     if WIDTH > BLOCK_S:
         for i_column in range(BLOCK_S, WIDTH, BLOCK_S):
             b_x_chunk = load_tile(p_z, i_rows, i_column, WIDTH, BLOCK_S)
             b_y_chunk = load_tile(p_z, i_keys, i_column, WIDTH, BLOCK_S)
-            b_s += dot(b_x_chunk, tl.trans(b_y_chunk), arithmetic.PRECISION, arithmetic.INTERPRETED)
+            b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, arithmetic.INTERPRETED)
     return b_s

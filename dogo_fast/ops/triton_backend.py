@@ -94,14 +94,14 @@ class Problem(problems.Problem):
         kl_static = is_static(first) and is_static(second) and first.number == second.number
         return Losses(self.nt, self.kl, is_static(self.temperature), kl_static)
 
-    def columns(self, chunked: bool) -> tuple[Columns, ...]:
-        """Of each peer; ``chunked`` as where a gradient is summed or rows are normalised, else as much of a row is held
-        as a cosine is summed over at a time, the same in the forward and in the backward."""
+    def columns(self, chunked: bool) -> dict[str, Columns]:
+        """Of each peer, by parameter; ``chunked`` as where a gradient is summed or rows are normalised, else as much of
+        a row is held as a cosine is summed over at a time, the same in the forward and in the backward."""
         found = []
         for peer, (width, product) in enumerate(zip(self.widths, self.products, strict=True)):
             summed = configurations.product_chunk(width, product.itemsize)
             found.append(Columns(self.padded_width(peer), self.chunk(peer) if chunked else summed, summed))
-        return tuple(found)
+        return {"columns_1": found[0], "columns_2": found[-1]}
 
     def chunk(self, peer: int) -> int:
         return int(row_chunk(self.widths[peer], self.products[peer].itemsize))
@@ -160,7 +160,7 @@ def forward(
     run(
         statistics_kernel, (row_blocks, splits),
         saved.rows, nt_partial, kl_partial, problem.temperature_arguments, problem.sizes,
-        columns=problem.columns(chunked=False), losses=problem.losses, tile=Tile(tile.rows, tile.keys), SPLITS=splits,
+        **problem.columns(chunked=False), losses=problem.losses, tile=Tile(tile.rows, tile.keys), SPLITS=splits,
         arithmetic=_arithmetic(), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     run(
@@ -182,7 +182,7 @@ def _normalize(problem: Problem, pairs: tuple[problems.Pair, ...], saved: Saved)
             for (a, b), rows, width in zip(pairs, saved.rows, problem.widths, strict=True)
         ),
         saved.inverse_norm, problem.sizes,
-        columns=problem.columns(chunked=True), BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(),
+        **problem.columns(chunked=True), BLOCK_ROWS=block_rows, PEERS=problem.peers, INTERPRETED=interpreting(),
         num_warps=4,
     )  # fmt: skip
 
@@ -210,9 +210,9 @@ def backward(
     )
     run(
         gradient_kernel, (problem.row_blocks(tile, views=2), owned), peers,
-        Statistics(saved.inverse_norm, saved.nt, saved.kl), inner, Upstream(Values(*map(upstream.get, VALUES)), factor),
+        Statistics(saved.inverse_norm, saved.nt, saved.kl, inner), Upstream(Values(*map(upstream.get, VALUES)), factor),
         problem.temperature_arguments, problem.sizes, problem.scales,
-        columns=problem.columns(chunked=True), losses=problem.losses,
+        **problem.columns(chunked=True), losses=problem.losses,
         asked=Asked(problem.second, factor is not None, problem.learns), tile=Tile(tile.rows, tile.keys),
         arithmetic=_arithmetic(), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
