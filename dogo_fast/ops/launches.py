@@ -29,7 +29,8 @@ class Launch(NamedTuple):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The same without structs: a field of one goes by its own name, what a tuple has in place n by name_n."""
+        """The same without structs: a field of one goes by its own name, or field_n in place n of a tuple and where the
+        struct is called name_n."""
         return dict(leaf for name, value in self.given.items() for leaf in _leaves(name, value))
 
     @property
@@ -45,6 +46,8 @@ def _leaves(name: str, value: Any, suffix: str = "") -> Iterator[tuple[str, Any]
     if not isinstance(value, tuple):
         yield name + suffix, value
     elif hasattr(value, "_fields"):
+        _, _, number = name.rpartition("_")
+        suffix = f"_{number}" if number.isdigit() else suffix
         for field, each in zip(value._fields, value, strict=True):
             yield from _leaves(field, each, suffix)
     else:
