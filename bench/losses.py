@@ -1,32 +1,37 @@
 """The benchmark of a loss at one size: time of forward, backward and both, value, gradient and memory, all together."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dogo_fast.ops import compiling
-
-from . import contenders, per_kernel
-from .grid import BUDGET, WANTED, Case
-from .timing import FEWEST_ROUNDS, PHASES, Inputs, Loss, differentiate, input_sets, measure, quartiles
+from . import contenders
+from .grid import BUDGET, WANTED, LossCase, loss_cases
+from .timing import Inputs, differentiate, measure, quartiles
 from .work import Shape, bound, needed
 
 MOST_IMAGES_OF_ORACLE = {"cpu": 1024, "cuda": 4096}
 """Up to this N the errors against float64 are recorded; the dense formula in float64 takes 32 N² bytes a matrix."""
 
-MOST_PASSES = 20
-"""In which the kernels are profiled."""
-
 VIEWS = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 4}
 DIFFERENTIATED = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 2}
 """How many of the views get a gradient; the KL's teacher does not."""
 
+Cases = Callable[[str], Iterable[LossCase]]
 
-def bench_loss(benchmark: Any, loss: str, case: Case, grid: str, rates: dict[str, float]) -> None:
+
+def suite(loss: str) -> tuple[Cases, Callable[..., None]]:
+    """``cases`` of a grid, of both devices, and the test that measures one."""
+
+    def test(benchmark: Any, case: LossCase, grid: str, rates: dict[str, float]) -> None:
+        bench_loss(benchmark, loss, case, grid, rates)
+
+    return lambda grid: loss_cases(grid, loss), test
+
+
+def bench_loss(benchmark: Any, loss: str, case: LossCase, grid: str, rates: dict[str, float]) -> None:
     """Run one case and leave what was measured in the benchmark's ``extra_info``."""
     torch.manual_seed(0)
 
@@ -42,71 +47,56 @@ def bench_loss(benchmark: Any, loss: str, case: Case, grid: str, rates: dict[str
     rest = iter([first])
     found = contenders.contenders(loss, case.device, WANTED[grid])
     measured = measure(benchmark, found, lambda: next(rest, None) or make(), BUDGET[grid])
+    summary = {
+        name: {phase: quartiles(values) for phase, values in phases.items()}
+        for name, phases in measured.seconds.items()
+    }
     benchmark.extra_info.update(
         {
             "kind": "loss",
             "loss": loss,
             **case._asdict(),
             "rounds": len(measured.seconds["ours"]["both"]),
-            "seconds": {
-                name: {phase: quartiles(values) for phase, values in phases.items()}
-                for name, phases in measured.seconds.items()
-            },
-            "faster_than": {
-                name: {phase: quartiles(measured.ratios(name, phase)) for phase in PHASES}
-                for name in measured.seconds
-                if name != "ours"
-            },
+            "seconds": summary,
+            "faster_than": measured.faster_than,
             "captured": measured.captured,
             "missing": measured.missing,
             "memory_bytes": measured.memory,
             "relative_error": relative_errors(loss, case, first, measured.results),
-            "roofline": roofline(loss, case, rates, quartiles(measured.seconds["ours"]["both"])[1]),
+            "roofline": roofline(loss, case, rates, summary["ours"]["both"][1]),
         }
     )
-    if case.device == "cuda":
-        (ours,) = (contender for contender in found if contender.name == "ours")
-        benchmark.extra_info["kernels"] = kernels(ours.prepare(), make, benchmark.extra_info, rates)
 
 
-def kernels(ours: Loss, make: Callable[[], Inputs], info: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
-    """Each kernel of about a second of passes, over inputs that rotate as those that were timed."""
-
-    def run(inputs: Inputs) -> None:
-        differentiate(ours(*inputs), inputs)
-
-    count = max(FEWEST_ROUNDS, min(MOST_PASSES, int(1 / info["seconds"]["ours"]["both"][1])))
-    sets = input_sets(make)
-    passes = [functools.partial(run, sets[number % len(sets)]) for number in range(count)]
-    case = compiling.Case(info["loss"], info["dtype"], info["D"], info["N"], "static")
-    return per_kernel.measure(passes, case, rates)
-
-
-def roofline(loss: str, case: Case, rates: dict[str, float], seconds: float) -> dict[str, Any]:
+def roofline(loss: str, case: LossCase, rates: dict[str, float], seconds: float) -> dict[str, Any]:
     """The counted work, the least time it takes at the rates of the machine, and the percent of it that was reached."""
     on_gpu = case.device == "cuda"
     shape = Shape(loss, case.N, (case.D,) * (VIEWS[loss] // 2), getattr(torch, case.dtype).itemsize)
     gemm = rates[case.dtype] if on_gpu else rates["float32"]  # 16-bit rows are multiplied as float32 on a CPU
-    least = bound(shape, {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]}, overlap=on_gpu)
+    reached = {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]}
+    least = bound(shape, reached, overlap=on_gpu)
     return {
         **dataclasses.asdict(needed(shape)),
-        "rates": {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]},
+        "rates": reached,
         "bound_seconds": least.total,
         "limiter": least.limiter,
         "percent": 100 * least.total / seconds,
     }
 
 
-def relative_errors(loss: str, case: Case, inputs: Inputs, results: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+def relative_errors(
+    loss: str, case: LossCase, inputs: Inputs, results: dict[str, list[Tensor]]
+) -> dict[str, list[float]]:
     """Of the value, and of all gradients together: ‖x − oracle‖ / ‖oracle‖ against the dense formula in float64."""
     if MOST_IMAGES_OF_ORACLE[case.device] < case.N:
         return {}
     exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
     value = contenders.dense(loss)(*exact)
     gradient = _flat(differentiate(value, exact))
+    oracle = float(value.detach())
     return {
         name: [
-            abs(float(result[0]) - float(value.detach())) / abs(float(value.detach())),
+            abs(float(result[0]) - oracle) / abs(oracle),
             float((_flat(result[1:]) - gradient).norm() / gradient.norm()),
         ]
         for name, result in results.items()

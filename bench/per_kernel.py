@@ -4,6 +4,8 @@ The profiler gives the time of every launch on the GPU. In one more pass the lau
 counted from their arguments. Passes run in eager: a captured one has the same kernels.
 """
 
+import dataclasses
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dogo_fast.ops import launches as launching
-from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
+from dogo_fast.ops.compiling import KernelCase
 from dogo_fast.ops.launches import Launch
 
 from .timing import quartiles
@@ -34,7 +36,7 @@ class Incomplete(Exception):
     """The profiler did not see every launch, or there was none."""
 
 
-def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str, float]) -> dict[str, Any]:
+def measure(passes: Sequence[Callable[[], Any]], case: KernelCase, rates: Mapping[str, float]) -> dict[str, Any]:
     """What a record has of the kernels in passes that are alike, or why it has nothing.
 
     Args:
@@ -43,27 +45,21 @@ def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str,
         rates: of the machine, from ``machine.rates``.
     """
     rates = {"gemm": rates[case.dtype], "exp2": rates["exp2"], "copy": rates["copy"]}
+    about = {"case": dataclasses.asdict(case)}
     try:
-        launches = listen(passes[-1])
+        with launching.recorded() as launches:
+            passes[-1]()
         events = gpu_events(lambda: [run() for run in passes])
-        times = seconds_by_kernel(events, Counter(each.kernel.__name__ for each in launches), len(passes))
+        times = seconds_by_kernel(events, Counter(each.name for each in launches), len(passes))
     except Exception as error:  # CUPTI may be missing, forbidden or in another profiler's hands
-        return {"case": case._asdict(), "unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return about | {"unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     device = next(value.device for value in launches[0].values.values() if isinstance(value, Tensor))
-    return {
-        "case": case._asdict(),
+    return about | {
         "passes": len(passes),
         "rates": rates,
         "multiprocessors": launching.device_of(device).multiprocessors,
         "kernels": [join(name, launches, seconds, case, rates) for name, seconds in times.items()],
     }
-
-
-def listen(run: Callable[[], Any]) -> list[Launch]:
-    """Every launch of our Triton kernels in a call."""
-    with launching.recorded() as launches:
-        run()
-    return launches
 
 
 def gpu_events(run: Callable[[], Any]) -> list[Event]:
@@ -75,7 +71,7 @@ def gpu_events(run: Callable[[], Any]) -> list[Event]:
     found = [
         Event(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
         for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ]
     return sorted(found, key=lambda event: event.start)
 
@@ -102,21 +98,19 @@ def seconds_by_kernel(events: Iterable[Event], launches: Mapping[str, int], pass
 
 
 def join(
-    name: str, launches: Iterable[Launch], seconds: Sequence[float], case: Case, rates: Mapping[str, float]
+    name: str, launches: Iterable[Launch], seconds: Sequence[float], case: KernelCase, rates: Mapping[str, float]
 ) -> dict[str, Any]:
     """A kernel's seconds in each pass beside its work: what its launches run, what is needed, the bound of that.
 
     All bytes count as if each tensor were read or written once. Kernels without tiles need what they run.
     """
-    own = [each for each in launches if each.kernel.__name__ == name]
+    own = [each for each in launches if each.name == name]
     run = {"flop": 0, "exponentials": 0, "bytes": sum(map(moved, own))}
     least = run
-    if "BLOCK_M" in own[0].switches:
+    if name in PASSES:
         tiles = sum((done(name, each.values) for each in own), Work())
         run = run | {"flop": tiles.flop, "exponentials": tiles.exponentials}
-        peers = 1 if case.loss == "nt_xent" else 2
-        shape = Shape(case.loss, case.N, (case.D,) * peers, getattr(torch, case.dtype).itemsize)
-        work = needed(shape, (PASSES[name],))
+        work = needed_by(own[0], case)
         moves = work.bytes_read + work.bytes_written
         least = {"flop": work.flop, "exponentials": work.exponentials, "bytes": moves}
     bounds = {
@@ -125,19 +119,27 @@ def join(
         "memory": least["bytes"] / rates["copy"],
     }
     limiter = max(bounds, key=lambda what: bounds[what])
-    middle = quartiles(seconds)
     return {
         "kernel": name,
         "tile": own[0].tile,
         "warps": own[0].switches["num_warps"],
-        "programs": sum(int(torch.Size(each.grid).numel()) for each in own),
-        "seconds": middle,
+        "programs": sum(each.programs for each in own),
+        "seconds": quartiles(seconds),
         "run": run,
         "needed": least,
         "bound_seconds": bounds[limiter],
         "limiter": limiter,
-        "percent": 100 * bounds[limiter] / middle[1],
+        "percent": 100 * bounds[limiter] / statistics.median(seconds),
     }
+
+
+def needed_by(launch: Launch, case: KernelCase) -> Work:
+    """The least work of the pass that a kernel of tiles computes."""
+    peers = 1 if case.loss == "nt_xent" else 2
+    teacher = case.loss == "similarity_kl" and launch.values.get("PEER_2") == "teacher"
+    itemsize = getattr(torch, case.dtype).itemsize
+    shape = Shape(case.loss, case.N, (case.D,) * peers, itemsize, teacher_learns=teacher)
+    return needed(shape, (PASSES[launch.name],))
 
 
 def moved(launch: Launch) -> int:
@@ -148,33 +150,3 @@ def moved(launch: Launch) -> int:
         if isinstance(value, Tensor) and "scratch" not in name:
             sizes[id(value)] = value[0].nbytes * launch.grid[0] if name == "p_images" else value.nbytes
     return sum(sizes.values())
-
-
-def predicted_seconds(row: Mapping[str, Any], measured: Mapping[str, Any], static: Iterable[Any]) -> list[float] | None:
-    """What the static roofline predicts of a kernel, all pipes busy at once and, of tiles, in turns; None if it knows
-    no code like it.
-
-    Of the multiprocessor that has most, at the clock rate that the measured exponentials stand for, 16 a clock and
-    multiprocessor. Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N², and where N is not
-    that of the prediction programs are taken to be alike.
-    """
-    from .reports.roofline import ARCHITECTURES, busiest
-
-    case, count = Case(**measured["case"]), measured["multiprocessors"]
-    if (case.loss, row["kernel"]) == ("similarity_kl", "gradient_kernel"):
-        return None  # there the static roofline's teacher learns too
-    pairs = 4 * case.N * case.D**2 if case.loss == "augment" else case.N**2
-    even = busiest([1.0] * row["programs"], count)
-    likely = sorted(static, key=lambda each: each["case"]["N"] != case.N)
-    for each in likely:
-        alike = Case(**each["case"])._replace(N=case.N) == case and each["clocks_overlapped"] is not None
-        if alike and all(each[what] == row[what] for what in ("kernel", "tile", "warps")):
-            clock = measured["rates"]["exp2"] / (ARCHITECTURES[each["target"]].special_lanes * count)
-            same = each["case"]["N"] == case.N and count == MULTIPROCESSORS[each["target"]]
-            found = []
-            for what in ("overlapped", "in_turns"):
-                share = each[f"busiest_{what}"] if same else None
-                if each[f"clocks_{what}"] is not None:
-                    found.append(pairs * each[f"clocks_{what}"] * (even if share is None else share) / clock)
-            return found
-    return None

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dogo_fast.augment import VIEW_RECIPES
-from dogo_fast.peers import build_peer
 from dogo_fast.training import Trainer
 
-from .rivals import AuthorsStep, torchvision_views
-from .timing import quartiles, seconds, synchronize, times_as_long
+from .rivals import authors_step
+from .timing import Rated, measure_rates, synchronize
 
 SIZE = 32
 
@@ -43,37 +41,20 @@ def test_pretraining(benchmark: Any, case: PretrainingCase) -> None:
     device, name, count, N, rounds = case
     images = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
     trainer = Trainer((name, name), images, epochs=1, batch_size=N, recipe="cifar", device=device)
-    theirs = AuthorsStep(
-        [build_peer(name, SIZE, 0, number).to(device).train() for number in (1, 2)],
-        torchvision_views(VIEW_RECIPES["cifar"], SIZE),
-        torch.device(device),
-    )
-    few = images[: 2 * N]
-    times: dict[str, list[float]] = {"ours": [], "authors": []}
+    theirs = authors_step(name, SIZE, device)
 
-    def run_theirs() -> None:
-        def epoch() -> None:
-            for batch in few.split(N):
-                theirs(batch)
-            synchronize(device)
+    def two_batches() -> None:
+        for batch in images[: 2 * N].split(N):
+            theirs(batch)
+        synchronize(device)
 
-        times["authors"].append(seconds(epoch) / len(few))
-
-    def run() -> None:
+    def epoch() -> None:
         trainer.config = trainer.config.model_copy(update={"epochs": trainer.epoch})  # one more than it has trained
-        times["ours"].append(seconds(lambda: (trainer.fit(), synchronize(device))) / (count // N * N))
+        trainer.fit()
+        synchronize(device)
 
-    run_theirs()
-    run()
-    for values in times.values():
-        values.clear()
-    benchmark.pedantic(run, setup=run_theirs, rounds=rounds, iterations=1)
-    benchmark.extra_info.update(
-        {
-            "kind": "pretraining",
-            **case._asdict(),
-            "per_second": {key: quartiles([1 / value for value in values]) for key, values in times.items()},
-            "faster_than": times_as_long(times),
-            "data_wait": trainer.history[-1]["data_wait"],
-        }
-    )
+    items = count // N * N
+    rated = Rated(items, epoch, {"authors": two_batches}, {"authors": items / len(images[: 2 * N])})
+    measured = measure_rates(benchmark, rated, rounds, warm=1)
+    waited = trainer.history[-1]["data_wait"]
+    benchmark.extra_info.update({"kind": "pretraining", **case._asdict(), **measured, "data_wait": waited})

@@ -10,9 +10,11 @@ Counts are of one warp. An HGMMA is one instruction of four warps (a warpgroup) 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import networkx
 
 from dogo_fast.ops.compiling import dump, resources
 
@@ -254,7 +256,26 @@ class Loop:
         Of all ways through the loop, those which leave out no product and no exponential, and of them the shortest:
         it skips what runs in few iterations, such as the masks of diagonal and ragged tiles.
         """
-        return _usual_path(self.head, self.blocks, self.inner)
+        inner = {each.head: each for each in self.inner}
+        head_of = {address: each.head for each in self.inner for address in each.blocks}
+        ways = networkx.DiGraph()
+        for address, block in self.blocks.items():
+            node = head_of.get(address, address)
+            inside = [each for each in block.successors if each in self.blocks]
+            onward = {END if each == self.head else head_of.get(each, each) for each in inside} - {node}
+            ways.add_edges_from((node, each) for each in onward)
+
+        def cost(node: int, following: int, _: object) -> int:
+            work = inner[node].instructions if node in inner else self.blocks[node].instructions
+            return len(work) - MOST_INSTRUCTIONS * sum(each.kind in ("product", "exp2") for each in work)
+
+        passed = networkx.bellman_ford_path(ways, self.head, END, cost)[:-1]
+        own = [each for node in passed if node not in inner for each in self.blocks[node].instructions]
+        return own, [inner[node] for node in passed if node in inner]
+
+
+END = -1
+MOST_INSTRUCTIONS = 1 << 24
 
 
 def blocks(instructions: list[Instruction]) -> dict[int, Block]:
@@ -276,95 +297,37 @@ def blocks(instructions: list[Instruction]) -> dict[int, Block]:
             jumps = [] if each.target is None or each.never else [each.target]
             out[run[0].address] = Block(tuple(run), tuple(dict.fromkeys(jumps + goes_on)))
             run = []
-    reached = set(_reachable(out, instructions[0].address))
+    reached = {instructions[0].address, *networkx.descendants(_graph(out), instructions[0].address)}
     return {address: block for address, block in out.items() if address in reached}
 
 
-def _reachable(graph: dict[int, Block], start: int) -> list[int]:
-    """Addresses of blocks in reverse postorder."""
-    order: list[int] = []
-    seen = {start}
-    stack: list[tuple[int, Iterator[int]]] = [(start, iter(graph[start].successors))]
-    while stack:
-        address, successors = stack[-1]
-        following = next((each for each in successors if each not in seen and each in graph), None)
-        if following is None:
-            order.append(address)
-            stack.pop()
-        else:
-            seen.add(following)
-            stack.append((following, iter(graph[following].successors)))
-    return order[::-1]
-
-
-def _predecessors(graph: dict[int, Block]) -> dict[int, list[int]]:
-    out: dict[int, list[int]] = {address: [] for address in graph}
-    for address, block in graph.items():
-        for following in block.successors:
-            if following in out:
-                out[following].append(address)
-    return out
-
-
-def _dominators(graph: dict[int, Block], start: int) -> dict[int, int]:
-    """The nearest block that every way to a block passes (Cooper, Harvey and Kennedy's iteration)."""
-    order = _reachable(graph, start)
-    place = {address: index for index, address in enumerate(order)}
-    before = _predecessors(graph)
-    nearest = {start: start}
-    changed = True
-    while changed:
-        changed = False
-        for address in order[1:]:
-            known = [each for each in before[address] if each in nearest]
-            common = known[0]
-            for other in known[1:]:
-                while common != other:
-                    if place[common] > place[other]:
-                        common = nearest[common]
-                    else:
-                        other = nearest[other]
-            if nearest.get(address) != common:
-                nearest[address] = common
-                changed = True
-    return nearest
+def _graph(found: dict[int, Block]) -> Any:
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(found)
+    graph.add_edges_from((start, end) for start, block in found.items() for end in block.successors if end in found)
+    return graph
 
 
 def loops(instructions: list[Instruction]) -> list[Loop]:
     """All loops by address, outer before inner; ``Loop.inner`` has those directly within."""
-    graph = blocks(instructions)
-    start = instructions[0].address
-    nearest = _dominators(graph, start)
-    before = _predecessors(graph)
+    by_address = blocks(instructions)
+    graph = _graph(by_address)
+    nearest = networkx.immediate_dominators(graph, instructions[0].address)
+    dominators = networkx.DiGraph((above, node) for node, above in nearest.items() if above is not None)
+    dominators.add_nodes_from(graph)
     bodies: dict[int, set[int]] = {}
-    for address, block in graph.items():
-        for head in block.successors:
-            if head in graph and _dominates(head, address, nearest):
-                bodies.setdefault(head, {head}).update(_body(head, address, before))
-    found = [Loop(head, {address: graph[address] for address in sorted(body)}) for head, body in sorted(bodies.items())]
+    for latch, head in graph.edges:
+        if head in {latch, *networkx.ancestors(dominators, latch)}:
+            before = networkx.ancestors(graph.subgraph({*graph} - {head}), latch) if latch != head else ()
+            bodies.setdefault(head, {head}).update(before, {latch})
+    found = [
+        Loop(head, {address: by_address[address] for address in sorted(body)}) for head, body in sorted(bodies.items())
+    ]
     for loop in found:
         around = [other for other in found if other is not loop and loop.head in other.blocks]
         if around:
             min(around, key=lambda other: len(other.blocks)).inner.append(loop)
     return found
-
-
-def _dominates(head: int, address: int, nearest: dict[int, int]) -> bool:
-    while address != head and nearest[address] != address:
-        address = nearest[address]
-    return address == head
-
-
-def _body(head: int, latch: int, before: dict[int, list[int]]) -> set[int]:
-    """Blocks from which the latch is reached without passing the head."""
-    body, stack = {head, latch}, [latch]
-    while stack:
-        address = stack.pop()
-        if address != head:
-            new = [each for each in before[address] if each not in body]
-            body.update(new)
-            stack.extend(new)
-    return body
 
 
 def hot_loops(found: list[Loop]) -> list[Loop]:
@@ -377,43 +340,3 @@ def hot_loops(found: list[Loop]) -> list[Loop]:
         if hot:
             return hot
     return sorted(outer, key=lambda loop: len(loop.instructions))[-1:]
-
-
-def _usual_path(head: int, graph: dict[int, Block], inner: list[Loop]) -> tuple[list[Instruction], list[Loop]]:
-    """See Loop.path. Inner loops are one block each; what remains without the ways back to the head has no cycle."""
-    owner = {address: each for each in inner for address in each.blocks}
-    nodes: dict[int, Block] = {}
-    for address, block in graph.items():
-        loop = owner.get(address)
-        key = loop.head if loop else address
-        leaves = [owner[each].head if each in owner else each for each in block.successors if each in graph]
-        inside = nodes.get(key, Block((), ()))
-        own = () if loop else block.instructions
-        onward = [each for each in leaves if each != key]
-        back = [head] if head in block.successors and not loop else []
-        nodes[key] = Block(inside.instructions + own, tuple(dict.fromkeys([*inside.successors, *onward, *back])))
-    cost: dict[int, tuple[int, int]] = {}
-    following: dict[int, int | None] = {}
-    loops_at = {each.head: each for each in inner}
-    for address in reversed(_reachable(nodes, head)):
-        block = nodes[address]
-        work = loops_at[address].instructions if address in loops_at else list(block.instructions)
-        valued = sum(each.kind in ("product", "exp2") for each in work)
-        onward = [each for each in block.successors if each != head and each in cost]
-        best = min(onward, key=lambda each: cost[each], default=None)
-        ends = head in block.successors or not block.successors
-        if ends and (best is None or cost[best] > (0, 0)):
-            best = None
-        rest = cost[best] if best is not None else ((0, 0) if ends else (1 << 30, 0))
-        cost[address] = (rest[0] - valued, rest[1] + len(work))
-        following[address] = best
-    instructions: list[Instruction] = []
-    passed: list[Loop] = []
-    at: int | None = head
-    while at is not None:
-        if at in loops_at:
-            passed.append(loops_at[at])
-        else:
-            instructions += nodes[at].instructions
-        at = following[at]
-    return instructions, passed

@@ -6,32 +6,32 @@ Nothing on the page is typed by hand: every number comes from a file in bench/re
 """
 
 import argparse
-import json
 import os
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Container, Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
+from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase
 
 from .. import tables
 from ..grid import MIDDLE
 from ..per_kernel import PASSES
-from ..records import RESULTS, NotARecord, Record, recorded
-from ..tables import number, spread, table
-from . import check
-from .plots import data_digest, draw_all
-from .roofline import seconds
+from ..records import RESULTS, LossInfo, NotARecord, PretrainingInfo, RatedInfo, Rates, Record, StepInfo, ViewsInfo
+from ..records import recorded
+from ..tables import MISSING, number, table
+from . import check, plots
+from .roofline import Report, load_report, predicted_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "performance.md"
 PLOTS = ROOT / "docs" / "plots"
 README = ROOT / "README.md"
 MARKS = "<!-- figures: made by make page -->", "<!-- end of figures -->"
+WIDTH = 118
+"""Characters of a line of README.md."""
 
 HEAD = """# Performance
 
@@ -104,32 +104,28 @@ AIMED = {
 NAMED = {"shared": "shared memory", "special": "exponentials", "tensor": "products"}
 """Pipes of a multiprocessor."""
 
-ALTERNATIVES = {
-    "time": "Time of forward and backward against N, both axes logarithmic",
-    "memory": "Memory of a pass above its inputs against N, both axes logarithmic",
-    "bound": "Percent of the bound that ours reaches, for each loss and size",
-    "rates": "Views and images a second, ours and others",
-}
 
-
-def write_page(records: Sequence[Record], plots: Path) -> str:
-    """The page's text; the pictures are written into the folder ``plots``."""
-    plots.mkdir(parents=True, exist_ok=True)
+def write_page(records: Sequence[Record], folder: Path) -> str:
+    """The page's text; the pictures are written into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = [record for record in records if record.device == "cuda"]
+    reports = {path: load_report(path) for path in sorted(RESULTS.glob("roofline-*.json"))}
     parts = [HEAD]
-    if not any(record.has_gpu_times for record in records):
+    if not on_gpu:
         parts.append(NO_GPU)
-    aims = AIMS.format(multiprocessors=MULTIPROCESSORS[AIMED_AT], clock=CLOCK / 1e9)
-    parts += [aims, "\n".join(_aims(records)), "\n"]
+    parts += [AIMS.format(multiprocessors=MULTIPROCESSORS[AIMED_AT], clock=CLOCK / 1e9), "\n".join(_aims(on_gpu)), "\n"]
     for record in records:
-        parts.append(
-            f"\n## {record.name}\n\n" + "  \n".join([*record.head(), f"[record]({_link(record.path)})"]) + "\n"
-        )
-        for path in draw_all(record, plots):
-            parts.append(f"\n![{ALTERNATIVES[path.stem.split('-')[0]]}](plots/{path.name})\n")
-        for title, lines in tables.sections(record):
+        links = [*record.head(), f"[record]({_link(record.path)})"]
+        parts.append(f"\n## {record.name}\n\n" + "  \n".join(links) + "\n")
+        for what, path in plots.draw_all(record, folder).items():
+            parts.append(f"\n![{plots.TITLES[what]}](plots/{path.name})\n")
+        gpu = record.machine.gpu
+        static = reports.get(RESULTS / f"roofline-{gpu.architecture}.json") if gpu else None
+        predictions = static.predictions if static else []
+        found = tables.sections(record, lambda *kernel: predicted_seconds(*kernel, predictions))  # noqa: B023
+        for title, lines in [*found, ("Rates of the machine in that run", _rate_lines(record))]:
             parts.append("\n".join(["", f"### {title}", "", *lines, ""]))
-        parts.append("\n".join(["", "### Rates of the machine in that run", "", *_rate_lines(record), ""]))
-    parts += [_static_roofline(path) for path in sorted(RESULTS.glob("roofline-*.json"))]
+    parts += [_static_roofline(path, report) for path, report in reports.items()]
     parts += [_noise(path) for path in sorted(RESULTS.glob("noise-*.json"))]
     return "".join(parts)
 
@@ -137,35 +133,32 @@ def write_page(records: Sequence[Record], plots: Path) -> str:
 def _aims(records: Sequence[Record]) -> list[str]:
     """What is to be reached on a GPU beside what its machine code says and what each record of one has."""
     rows = [[f"N = {N}", aim, _foreseen(N)] for N, aim in AIMED.items()]
-    rows.append(["step, two resnet18", "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step", "–"])
-    head = ["", "aim", "counted"]
-    for record in (record for record in records if record.has_gpu_times):
-        head.append(record.name)
-        found = [[_reached(info) for info in record.of("loss", "dogo_loss", "cuda") if _is_aim(info, N)] for N in AIMED]
-        found.append([_stepped(info) for info in record.of("step", device="cuda") if info["backbone"] == "resnet18"])
+    rows.append(
+        ["step, two resnet18", "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step", MISSING]
+    )
+    for record in records:
+        wanted = {"loss": "dogo_loss", "device": "cuda", "D": MIDDLE, "dtype": "bfloat16"}
+        found = [[_reached(info) for info in record.of(LossInfo, N=N, **wanted)] for N in AIMED]
+        found.append([_stepped(info) for info in record.of(StepInfo, device="cuda", backbone="resnet18")])
         for row, each in zip(rows, found, strict=True):
             row.append("; ".join(each) or "not in this record")
-    if len(head) == 3:
-        head.append("measured")
-        rows = [[*row, "unmeasured"] for row in rows]
-    return table(head, rows)
+    measured = [record.name for record in records] or ["measured"]
+    return table(["", "aim", "counted", *measured], rows if records else [[*row, "unmeasured"] for row in rows])
 
 
 def _foreseen(N: int) -> str:
     """Times, percents of the bound and limiter of the whole loss in bfloat16 by its machine code, and its buffers."""
     path = RESULTS / f"roofline-{AIMED_AT}.json"
-    if not path.is_file():
-        return "–"
-    report = json.loads(path.read_text())
-    case = Case("dogo_loss", "bfloat16", MIDDLE, N, "static")._asdict()
-    kernels = [each for each in report["predictions"] if each["case"] == case and each["kernel"] in PASSES]
-    buffers = [each["bytes"] for each in report["buffers"] if each["case"] == case]
-    both = [found for each in kernels if (found := seconds(each, CLOCK)) is not None]
+    report = load_report(path) if path.is_file() else Report()
+    case = KernelCase("dogo_loss", "bfloat16", MIDDLE, N, "static")
+    kernels = [each for each in report.predictions if each.case == case and each.kernel in PASSES]
+    buffers = [each.bytes for each in report.buffers if each.case == case]
+    both = [found for each in kernels if (found := each.seconds(CLOCK)) is not None]
     if len(both) != len(PASSES) or not buffers:
-        return "–"
+        return MISSING
     times = [sum(values) for values in zip(*both, strict=True)]
-    least = sum(each["clocks_needed"] for each in kernels) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
-    limiters = dict.fromkeys(each["limiter"] for each in kernels)
+    least = sum(each.clocks_needed or 0.0 for each in kernels) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
+    limiters = dict.fromkeys(each.limiter for each in kernels)
     return ", ".join(
         [
             " to ".join(number(1e6 * time) for time in times) + " µs",
@@ -176,87 +169,69 @@ def _foreseen(N: int) -> str:
     )
 
 
-def _stepped(info: dict[str, Any]) -> str:
-    idle = info.get("gpu_idle_share")
-    parts = [f"{number(info['per_second']['ours'][1])} images/s"]
-    parts.append("GPU idle unknown" if idle is None else f"GPU idle {100 * idle:.1f} %")
-    parts.append(f"views {100 * info['phase_shares']['augmentation'][1]:.1f} %")
-    return ", ".join(parts)
+def _stepped(info: StepInfo) -> str:
+    idle = "GPU idle unknown" if info.gpu_idle_share is None else f"GPU idle {100 * info.gpu_idle_share:.1f} %"
+    views = f"views {100 * info.phase_shares['augmentation'][1]:.1f} %"
+    return f"{number(info.per_second['ours'].median)} images/s, {idle}, {views}"
 
 
-def _is_aim(info: dict[str, Any], N: int) -> bool:
-    return (info["N"], info["D"], info["dtype"]) == (N, MIDDLE, "bfloat16")
-
-
-def _reached(info: dict[str, Any]) -> str:
+def _reached(info: LossInfo) -> str:
     others = [
-        f"{number(info['faster_than'][name]['both'][1], 2)} × {name}"
-        if name in info["faster_than"]
-        else f"{name}: {info['missing'].get(name, 'not run')}"
+        f"{number(info.faster_than[name].both.median, 2)} × {name}"
+        if name in info.faster_than
+        else f"{name}: {info.missing.get(name, 'not run')}"
         for name in ("dense", "compile")
     ]
-    time = f"{number(1e6 * info['seconds']['ours']['both'][1])} µs"
-    if not info["captured"]["ours"]:
-        time += " in eager"
+    time = f"{number(1e6 * info.seconds['ours'].both.median)} µs" + ("" if info.captured["ours"] else " in eager")
     percent = f"{tables.percents_of_bound(info)[2]:.0f} % of the bound"
-    return ", ".join([time, *others, percent, f"{number(info['memory_bytes']['ours'] / 2**20)} MiB"])
+    return ", ".join([time, *others, percent, f"{number(info.memory_bytes['ours'] / 2**20)} MiB"])
 
 
 def _link(path: Path) -> str:
     return Path(os.path.relpath(path, PAGE.parent)).as_posix()
 
 
-def _rate_lines(record: Record) -> Iterable[str]:
+def _rate_lines(record: Record) -> list[str]:
     """Of the first loss of each device and dtype."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for info in record.of("loss"):
-        found.setdefault((info["device"], info["dtype"]), info["roofline"]["rates"])
+    found: dict[tuple[str, str], Rates] = {}
+    for info in record.of(LossInfo):
+        found.setdefault((info.device, info.dtype), info.rates)
     rows = [
-        [device, dtype, number(rates["gemm"] / 1e12), number(rates["exp2"] / 1e9), number(rates["copy"] / 1e9)]
-        for (device, dtype), rates in found.items()
+        [*key, number(rates.gemm / 1e12), number(rates.exp2 / 1e9), number(rates.copy_ / 1e9)]
+        for key, rates in found.items()
     ]
     return table(["device", "dtype", "products, TFLOP/s", "exponentials, G/s", "copy, GB/s"], rows)
 
 
-def _static_roofline(path: Path) -> str:
+def _static_roofline(path: Path, report: Report) -> str:
     """What the machine code of the two large kernels allows, beside what the loss needs."""
-    report = json.loads(path.read_text())
-    rows = []
-    for each in report["predictions"]:
-        if each["clocks_overlapped"] is None or each["clocks_needed"] is None:
-            continue
-        case = each["case"]
-        rows.append(
-            [
-                f"{case['loss']}, {case['variant']}",
-                case["dtype"],
-                str(case["D"]),
-                str(case["N"]),
-                each["kernel"].removesuffix("_kernel"),
-                f"{each['tile']}, {each['warps']} warps",
-                str(each["registers"]),
-                str(each["stack"]),
-                each["limiter"],
-                f"{100 * each['share_in_turns']:.0f} to {100 * each['share_overlapped']:.0f}",
-            ]
-        )
-    head = ["loss", "dtype", "D", "N", "kernel", "tile", "registers", "spilled, B", "limiter", "% of the bound"]
-    target = report["predictions"][0]["target"]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
-    return "\n".join(
+    rows = [
         [
-            "",
-            f"## Predicted from the machine code: {target}",
-            "",
-            "Compiled without a GPU; the instructions of the loops are counted, and the architecture's published",
-            "throughputs turn them into clocks. A prediction, not a measurement: latencies, waits and memory are left",
-            "out. The first percentage is for products and everything else in turns, the second for all pipes busy at",
-            f"the same time. {versions}; [everything that was counted]({_link(path.with_suffix('.txt'))}).",
-            "",
-            *table(head, rows),
-            "",
+            f"{each.case.loss}, {each.case.variant}",
+            each.case.dtype,
+            str(each.case.D),
+            str(each.case.N),
+            each.kernel.removesuffix("_kernel"),
+            f"{each.tile}, {each.warps} warps",
+            str(each.registers),
+            str(each.stack),
+            each.limiter,
+            f"{100 * each.share_in_turns:.0f} to {100 * each.share_overlapped:.0f}",
         ]
-    )
+        for each in report.predictions
+        if each.share_in_turns is not None and each.share_overlapped is not None
+    ]
+    head = ["loss", "dtype", "D", "N", "kernel", "tile", "registers", "spilled, B", "limiter", "% of the bound"]
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)
+    return f"""
+## Predicted from the machine code: {report.predictions[0].target}
+
+Compiled without a GPU; the instructions of the loops are counted, and the architecture's published
+throughputs turn them into clocks. A prediction, not a measurement: latencies, waits and memory are left
+out. The first percentage is for products and everything else in turns, the second for all pipes busy at
+the same time. {versions}; [everything that was counted]({_link(path.with_suffix(".txt"))}).
+
+""" + "\n".join([*table(head, rows), ""])
 
 
 def _noise(path: Path) -> str:
@@ -264,86 +239,86 @@ def _noise(path: Path) -> str:
     noise = check.load_noise(path)
     rows = [
         [name, number(middle), f"{number(low)}–{number(high)}", f"{100 * (middle / low - 1):.0f}"]
-        for name, (low, middle, high) in check.bands(noise["ratios"]).items()
+        for name, (low, middle, high) in noise.bands().items()
     ]
-    runs = len(next(iter(noise["ratios"].values())))
-    return "\n".join(
-        [
-            "",
-            f"## What counts as slower: {noise['machine']['name']}",
-            "",
-            f"`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard",
-            f"deviations of {runs} runs of the same code, each ratio's own or the median of all, whichever is larger",
-            f"([record]({_link(path)})).",
-            "",
-            *table(["ratio", "middle", "band", "ours slower by more than, %"], rows),
-            "",
-        ]
-    )
+    return f"""
+## What counts as slower: {noise.machine["name"]}
+
+`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard
+deviations of {noise.runs} runs of the same code, each ratio's own or the median of all, whichever is larger
+([record]({_link(path)})).
+
+""" + "\n".join([*table(["ratio", "middle", "band", "ours slower by more than, %"], rows), ""])
 
 
-def readme_figures(records: Sequence[Record], drawn: Container[str]) -> str:
-    """The two pictures that matter, if they were drawn, a table of the record they are of, and where ours is no faster.
+def readme_figures(records: Sequence[Record], drawn: Iterable[str]) -> str:
+    """The two pictures, if they were drawn, five rows of the record they are of, and where ours is no faster.
 
     Args:
         records: those with times of a GPU first; the first one that has the whole loss is shown.
         drawn: names of the pictures there are.
     """
-    of_losses = [each for each in records if any(each.of("loss", "dogo_loss", each.device))]
-    record = [*of_losses, *records][0]
+    record = next((each for each in records if each.of(LossInfo, loss="dogo_loss", device=each.device)), records[0])
     name = record.path.stem.removeprefix("benchmark-")
-    pictures = {kind: f"{kind}-{name}.svg" for kind in ("time", "memory")}
-    lines = [f"![{ALTERNATIVES[kind]}](docs/plots/{file})" for kind, file in pictures.items() if file in drawn]
-    link = f"[record]({record.path.relative_to(ROOT)})"
-    head = [f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"]
+    pictures = {f"{what}-{name}.svg": title for what, title in plots.TITLES.items()}
+    lines = [f"![{title}](docs/plots/{file})" for file, title in pictures.items() if file in drawn]
+    lines += [""] if lines else []
     lines += [
-        *([""] if lines else []),
-        f"{record.name}, {record.machine['threads']} threads; `make bench`, {link}.",
+        f"{record.name}, {record.machine.threads} threads; `make bench`, [record]({record.path.relative_to(ROOT)}).",
         "",
-        *table(head, _figures(record)),
-        "",
-        _slower(records),
     ]
-    if not any(record.has_gpu_times for record in records):
-        lines += ["", UNMEASURED.format(foreseen=_foreseen(4096))]
+    lines += [
+        *table([f"both passes, D = {MIDDLE}", "ours", "how many times as long others take"], _figures(record)),
+        "",
+    ]
+    lines += textwrap.wrap(_slower(records), WIDTH)
+    if not any(record.device == "cuda" for record in records):
+        lines += ["", *textwrap.wrap(UNMEASURED.format(foreseen=_foreseen(4096)), WIDTH)]
     return "\n".join(lines)
 
 
-def _figures(record: Record) -> Iterable[Sequence[str]]:
-    for info in record.of("loss", device=record.device):
-        if info["D"] == MIDDLE and info["N"] in (256, 4096):
-            memory = number(info["memory_bytes"]["ours"] / 2**20)
-            yield [
-                f"{tables.TITLES[info['loss']]}, N = {info['N']}, {info['dtype']}",
-                f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory} MiB",
-                _others({name: values["both"] for name, values in info["faster_than"].items()}),
-            ]
-    for kind in tables.RATED:
-        for info in record.of(kind):
-            rate = f"{number(info['per_second']['ours'][1])} {tables.unit(kind)}"
-            yield [f"{kind}: {tables.describe(info)}", rate, _others(info["faster_than"])]
+SHOWN = ((256, "float32"), (4096, "float32"), (4096, "bfloat16"))
+"""N and dtypes of the whole loss in README.md."""
+LEFT_OUT = ("metric-learning",)
+"""For want of room; the page has it."""
+
+
+def _figures(record: Record) -> list[list[str]]:
+    rows = []
+    for N, dtype in SHOWN:
+        for info in record.of(LossInfo, loss="dogo_loss", device=record.device, D=MIDDLE, N=N, dtype=dtype):
+            ours = (
+                f"{number(1e3 * info.seconds['ours'].both.median)} ms, {number(info.memory_bytes['ours'] / 2**20)} MiB"
+            )
+            ratios = {name: phases.both.median for name, phases in info.faster_than.items() if name not in LEFT_OUT}
+            rows.append([f"whole loss, N = {N}, {dtype}", ours, _others(ratios)])
+    for kind in (ViewsInfo, PretrainingInfo):
+        for rated in record.of(kind, device=record.device)[:1]:
+            ratios = {name: values.median for name, values in rated.faster_than.items()}
+            what = str(rated).partition(", ")[2]
+            rows.append(
+                [f"{rated.kind}, {what}", f"{number(rated.per_second['ours'].median)} {rated.unit}", _others(ratios)]
+            )
+    return rows
+
+
+def _others(ratios: dict[str, float]) -> str:
+    return ", ".join(f"{name} {number(ratio, 2)}" for name, ratio in ratios.items())
 
 
 def _slower(records: Sequence[Record]) -> str:
     """Where something else takes no longer than ours, on any machine and device that there is a record of."""
     found = []
     for record in records:
-        for info in record.of("loss"):
-            what = f"{tables.TITLES[info['loss']]}, {tables.PLACES[info['device']]}, "
-            what += f"N = {info['N']}, D = {info['D']}, {info['dtype']}"
-            found += [(name, values["both"][1], what) for name, values in info["faster_than"].items()]
-        for kind in tables.RATED:
-            for info in record.of(kind):
-                what = f"{kind}: {tables.describe(info)}"
-                found += [(name, values[1], what) for name, values in info["faster_than"].items()]
+        for info in record.of(LossInfo):
+            what = f"{tables.TITLES[info.loss]}, {info}, {tables.PLACES[info.device]}"
+            found += [(name, phases.both.median, what) for name, phases in info.faster_than.items()]
+        for rated in record.of(RatedInfo):
+            found += [(name, values.median, f"{rated.kind}: {rated}") for name, values in rated.faster_than.items()]
     slower = [f"{name} {number(ratio, 2)} ({what})" for name, ratio, what in found if ratio <= 1]
     if not slower:
         return "Nothing in the records takes less time than ours."
     return f"Where ours is no faster, as a part of our time: {'; '.join(slower)}."
-
-
-def _others(ratios: dict[str, Sequence[float]]) -> str:
-    return ", ".join(f"{name} {spread(values, digits=2)}" for name, values in ratios.items())
 
 
 def with_figures(readme: str, figures: str) -> str:
@@ -352,55 +327,39 @@ def with_figures(readme: str, figures: str) -> str:
     Raises:
         NotARecord: the marks are missing.
     """
-    pattern = re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.DOTALL)
-    if not pattern.search(readme):
+    before, mark, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
         raise NotARecord(f"{README} has no place for figures between {MARKS[0]} and {MARKS[1]}")
-    return pattern.sub(lambda match: f"{match[1]}\n{figures}\n\n{match[2]}", readme)
+    return f"{before}{mark}\n{figures}\n\n{end}{after}"
 
 
-def stale_plots(plots: Path, fresh: Path) -> list[Path]:
-    """The pictures in the folder ``plots`` that are missing, superfluous or not as those in ``fresh``, drawn anew."""
-    names = {path.name for folder in (plots, fresh) for path in folder.glob("*.svg")}
-    return [plots / name for name in sorted(names) if not _same_picture(plots / name, fresh / name)]
-
-
-def _replace_plots(plots: Path, fresh: Path) -> None:
-    for path in plots.glob("*.svg"):
-        path.unlink()
-    shutil.copytree(fresh, plots, dirs_exist_ok=True)
-
-
-def _same_picture(path: Path, fresh: Path) -> bool:
-    """By their data, not their bytes: see bench/plots.py."""
-    if not (path.is_file() and fresh.is_file()):
-        return False
-    return data_digest(path.read_bytes()) == data_digest(fresh.read_bytes())
+def stale_plots(folder: Path, fresh: Path) -> list[Path]:
+    """The pictures in a folder that are missing, superfluous or of other data than those in ``fresh``, drawn anew."""
+    here, there = ({path.name: plots.data_digest(path) for path in each.glob("*.svg")} for each in (folder, fresh))
+    return [folder / name for name in sorted({*here, *there}) if here.get(name) != there.get(name, "")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: written, or with --check the same as it is; 1: not the same; 2: no records."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dogo_fast.bench.reports.page", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; say whether texts and pictures are as they would be"
-    )
+    parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.page")
+    parser.add_argument("--check", action="store_true", help="write nothing; are texts and pictures as they would be?")
     options = parser.parse_args(arguments)
     try:
         records = recorded()
         if not records:
             raise NotARecord(f"no record in {RESULTS}: make one with make bench")
         with tempfile.TemporaryDirectory() as scratch:
-            page = write_page(records, Path(scratch))
-            drawn = {path.name for path in Path(scratch).iterdir()}
-            readme = with_figures(README.read_text(), readme_figures(records, drawn))
+            texts = {PAGE: write_page(records, Path(scratch))}
+            drawn = os.listdir(scratch)
+            texts[README] = with_figures(README.read_text(), readme_figures(records, drawn))
             stale = stale_plots(PLOTS, Path(scratch))
             if not options.check:
-                _replace_plots(PLOTS, Path(scratch))
+                shutil.rmtree(PLOTS, ignore_errors=True)
+                shutil.copytree(scratch, PLOTS)
     except NotARecord as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    texts: dict[Path, Any] = {PAGE: page, README: readme}
     if not options.check:
         for path, text in texts.items():
             path.write_text(text)

@@ -1,6 +1,7 @@
 """Every launch of a Triton kernel passes here, where tools and tests listen; on a real device or a pretended one."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ class Launch(NamedTuple):
     def values(self) -> dict[str, Any]:
         """Arguments, switches and Triton's options by name."""
         return dict(zip(self.kernel.arg_names, self.arguments, strict=False)) | self.switches
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
 
     @property
     def tile(self) -> str:
