@@ -107,7 +107,7 @@ def recorded(request: pytest.FixtureRequest) -> Any:
     config = request.config
     if config.getoption("--record") is None:
         return
-    session = config._benchmarksession
+    session = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's own place for it
     if MACHINE not in config.stash:
         config.stash[MACHINE] = session.get_machine_info()  # a second
     record = config.hook.pytest_benchmark_generate_json(

@@ -110,7 +110,8 @@ def _with_dense_kl(loss: str, nt_xent: Loss) -> Loss:
 def _lightly() -> Loss:
     from lightly.loss import NTXentLoss
 
-    return NTXentLoss(temperature=TEMPERATURE)
+    criterion: Loss = NTXentLoss(temperature=TEMPERATURE)
+    return criterion
 
 
 def _metric_learning() -> Loss:
@@ -120,7 +121,8 @@ def _metric_learning() -> Loss:
 
     def nt_xent(a: Tensor, b: Tensor) -> Tensor:
         images = torch.arange(a.shape[0], device=a.device)
-        return criterion(torch.cat([a, b]), torch.cat([images, images]))
+        value: Tensor = criterion(torch.cat([a, b]), torch.cat([images, images]))
+        return value
 
     return nt_xent
 
@@ -176,7 +178,8 @@ def _liger(loss: str, device: str) -> Contender | None:
         def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
             own = torch.log_softmax(reference.cosine_similarity(a, b) / KD_TEMPERATURE, dim=1)
             other = torch.log_softmax(reference.cosine_similarity(c, d) / KD_TEMPERATURE, dim=1)
-            return divergence(own, other.detach())
+            value: Tensor = divergence(own, other.detach())
+            return value
 
         return kl
 

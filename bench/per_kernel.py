@@ -71,7 +71,7 @@ def gpu_events(run: Callable[[], Any]) -> list[Event]:
     found = [
         Event(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
         for event in profile.events()
-        if event.device_type.name == "CUDA"
+        if event.device_type == torch.profiler.DeviceType.CUDA
     ]
     return sorted(found, key=lambda event: event.start)
 

@@ -67,9 +67,11 @@ class AuthorsStep:
 
     def __call__(self, images: Tensor) -> None:
         """images: uint8 [N, 3, S, S] on the CPU."""
-        first, second = (
-            tuple(peer(self.views(images).to(self.device)).projections for _ in range(2)) for peer in self.peers
-        )
+        pairs = []
+        for peer in self.peers:
+            a, b = (self.views(images).to(self.device) for _ in range(2))
+            pairs.append((peer(a).projections, peer(b).projections))
+        first, second = pairs
         output = reference.dogo_loss(first, second)
         for optimiser in self.optimisers:
             optimiser.zero_grad()

@@ -40,7 +40,7 @@ def test_pretraining(benchmark: Any, case: PretrainingCase) -> None:
     """A round is an epoch of ours, and two batches of theirs; ratios are of seconds an image."""
     device, name, count, N, rounds = case
     images = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
-    trainer = Trainer((name, name), images, epochs=1, batch_size=N, recipe="cifar", device=device)
+    trainer = Trainer((name, name), images, epochs=rounds + 1, batch_size=N, recipe="cifar", device=device)
     theirs = authors_step(name, SIZE, device)
 
     def two_batches() -> None:
@@ -49,8 +49,7 @@ def test_pretraining(benchmark: Any, case: PretrainingCase) -> None:
         synchronize(device)
 
     def epoch() -> None:
-        trainer.config = trainer.config.model_copy(update={"epochs": trainer.epoch})  # one more than it has trained
-        trainer.fit()
+        trainer.fit(until=len(trainer.history) + 1)
         synchronize(device)
 
     items = count // N * N

@@ -1,15 +1,14 @@
 """Files that are written as a whole or not at all."""
 
 import contextlib
-import fcntl
 import glob
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from dogo_fast.errors import UserError
+from dogo_fast.locks import locked
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -60,7 +59,8 @@ def alone_with(path: Path, wait: bool = True) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_locked(lock, wait))
+            while not stack.enter_context(_newest(lock, wait)):
+                stack.close()
         except BlockingIOError:
             raise UserError(
                 f"{path} is being written by another process: wait for it, or choose another file"
@@ -71,25 +71,15 @@ def alone_with(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def _locked(lock: Path, wait: bool) -> BinaryIO:
-    """The file of this name, made if there is none, locked.
-
-    Raises:
-        BlockingIOError: somebody else has locked it, and ``wait`` is false.
-    """
-    while True:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(lock, "ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:  # a file system without locks
-                pass
-            with contextlib.suppress(FileNotFoundError):  # whoever had it has removed it since it was opened here
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
-                    stack.pop_all()
-                    return file
+@contextlib.contextmanager
+def _newest(lock: Path, wait: bool) -> Iterator[bool]:
+    """Locked, whether it is still the file of this name: whoever had it may have removed it since it was opened."""
+    with locked(lock, wait) as descriptor:
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(lock))
+        except FileNotFoundError:
+            same = False
+        yield same
 
 
 def remove_unfinished(folder: Path) -> None:

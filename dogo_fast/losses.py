@@ -69,7 +69,7 @@ class SimilarityKLLoss(nn.Module):
         _set_temperature(self, "temperature", temperature)
         _set_temperature(self, "teacher_temperature", teacher_temperature)
         self.reduction = validation.check_choice("reduction", reduction, functional.KL_REDUCTIONS)
-        self.detach_teacher = detach_teacher
+        self.detach_teacher = validation.check_flag("detach_teacher", detach_teacher)
         self.backend = validation.check_choice("backend", backend, functional.BACKENDS)
 
     def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:

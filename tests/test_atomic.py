@@ -1,13 +1,17 @@
 """Files that are written as a whole or not at all: several writers, an interruption, what a killed writer leaves."""
 
+import errno
+import fcntl
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from dogo_fast.atomic import is_unfinished, remove_unfinished, write_atomically
+from dogo_fast.locks import locked
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +77,37 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+def test_what_is_locked_is_told_or_waited_for(name: str, tmp_path: Path) -> None:
+    """In one process, too: each opens it anew."""
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path):
+            with pytest.raises(BlockingIOError), locked(path, wait=False):
+                pass
+
+            def wait() -> bool:
+                with locked(path):
+                    return True
+
+            waiting = pool.submit(wait)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+        assert waiting.result(timeout=60)
+    with locked(path, wait=False):
+        pass
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_where_the_file_system_knows_no_locks_there_is_none_or_an_error(
+    needed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks") if needed else nullcontext(), locked(tmp_path, needed=needed):
+        pass

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -21,10 +22,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dogo_fast import benchmark
+import dogo_fast
 from dogo_fast.atomic import write_atomically
 from dogo_fast.bench import grid, records, tables, timing
 from dogo_fast.bench.reports import check, page, plots
+from dogo_fast.cli import main
+from dogo_fast.commands import benchmark as command
 from dogo_fast.errors import UserError
 
 KERNELS = ("loss", "views")
@@ -308,6 +311,10 @@ def test_the_check_s_exit_codes(
     assert "half.json is not a record of the benchmarks" in capsys.readouterr().err
 
 
+def run_smoke(out: Path, **options: Any) -> None:
+    command.benchmark(command.BenchmarkConfig(grid="smoke", out=out, **options))
+
+
 def test_the_command_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -329,8 +336,8 @@ def test_what_is_no_file_is_not_replaced_and_a_link_is_followed(tmp_path: Path) 
     os.mkfifo(pipe)
     with pytest.raises(UserError, match="it is not a file"):
         write_atomically(pipe, b"record")
-    with pytest.raises(UserError, match="--out must be a file"):
-        benchmark.benchmark("smoke", out=pipe)
+    with pytest.raises(UserError, match="`out` must be a file"):
+        run_smoke(pipe)
     assert pipe.is_fifo()
     file.write_bytes(b"before")
     link.symlink_to(file)
@@ -342,14 +349,14 @@ def test_what_was_measured_before_a_benchmark_failed_is_kept(tmp_path: Path, mon
     out = tmp_path / "benchmark-gpu.json"
     out.write_text("{}")
 
-    def fail(command: Sequence[str], environment: Mapping[str, str]) -> int:
-        (place,) = (option for option in command if option.startswith("--record="))
+    def fail(suite: Sequence[str], environment: Mapping[str, str]) -> int:
+        (place,) = (option for option in suite if option.startswith("--record="))
         Path(place.partition("=")[2]).write_text("measured")
         return 1
 
-    monkeypatch.setattr(benchmark, "run_in_group", fail)
+    monkeypatch.setattr(command, "run_in_group", fail)
     with pytest.raises(UserError, match=r"benchmark-gpu-incomplete\.json"):
-        benchmark.benchmark("smoke", out=out)
+        run_smoke(out)
     assert out.read_text() == "{}"
     assert (tmp_path / "benchmark-gpu-incomplete.json").read_text() == "measured"
 
@@ -362,7 +369,7 @@ def test_what_was_measured_before_a_kill_is_a_record(tmp_path: Path) -> None:
         (suite,) = wait_until(lambda: children(process.pid, "pytest"))
         assert wait_until(incomplete.exists)
         with pytest.raises(UserError, match=r"benchmark\.json is being written by another process"):
-            benchmark.benchmark("smoke", out=out)
+            run_smoke(out)
         process.kill()
     assert wait_until(lambda: not command_line(suite), seconds=10)
     record = records.load(incomplete)
@@ -371,7 +378,7 @@ def test_what_was_measured_before_a_kill_is_a_record(tmp_path: Path) -> None:
     kept = incomplete.read_bytes()
     (tmp_path / ".benchmark-incomplete.json.0.partial").touch()  # as a kill while it is written leaves
     with pytest.raises(UserError, match="nothing was measured"):
-        benchmark.benchmark("smoke", out=out, minutes=1e-9)
+        run_smoke(out, minutes=1e-9)
     assert incomplete.read_bytes() == kept and [path.name for path in tmp_path.iterdir()] == [incomplete.name]
 
 
@@ -387,24 +394,27 @@ def test_what_cannot_be_written_ends_the_suite_after_its_first_case(
 ) -> None:
     out = tmp_path / f"{225 * 'x'}.json"  # no room for more in a name
     with pytest.raises(UserError, match="the benchmarks failed"):
-        benchmark.benchmark("smoke", out=out)
+        run_smoke(out)
     printed = capfd.readouterr()
     assert "cannot be written (File name too long)" in printed.out + printed.err and "6 passed" not in printed.out
     assert not list(tmp_path.iterdir())
     (tmp_path / "loop.json").symlink_to("loop.json")
     with pytest.raises(UserError, match="a link that leads nowhere"):
-        benchmark.benchmark("smoke", out=tmp_path / "loop.json")
+        run_smoke(tmp_path / "loop.json")
 
 
 def test_settings_of_pytest_around_the_suite_do_not_count(tmp_path: Path) -> None:
     """As of a project whose virtual environment the suite is installed in."""
-    folder = tmp_path / "bench"
-    shutil.copytree(records.RESULTS.parent, folder, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    folder = tmp_path / "dogo_fast" / "bench"
+    left_out = shutil.ignore_patterns("results", "__pycache__", "_extension")
+    shutil.copytree(Path(dogo_fast.__file__).parent, folder.parent, ignore=left_out)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -k nothing\n")
     (tmp_path / "scratch").mkdir()
-    command = benchmark._suite(folder, tmp_path / "scratch", "smoke", (), tmp_path / "record.json", None)
-    command = [each for each in command if not each.startswith("--parent")] + ["--collect-only"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    suite = command._suite(
+        folder, tmp_path / "scratch", tmp_path / "record.json", command.BenchmarkConfig(grid="smoke")
+    )
+    suite = [each for each in suite if not each.startswith("--parent")] + ["--collect-only"]
+    done = subprocess.run(suite, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "12 tests collected" in done.stdout, done.stdout + done.stderr
 
 
@@ -412,11 +422,20 @@ def test_what_the_minutes_do_not_suffice_for_is_skipped_by_name(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="nothing was measured: every case was skipped"):
-        benchmark.benchmark("smoke", ("nt_xent",), tmp_path / "benchmark.json", minutes=1e-9)
+        run_smoke(tmp_path / "benchmark.json", only=("nt_xent",), minutes=1e-9)
     assert "test_nt_xent[cpu-N64-D128-float32]: --minutes 1e-09 are over" in capfd.readouterr().out
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="--minutes must be a finite number above 0, got nan"):
-        benchmark.benchmark("smoke", minutes=math.nan)
+    assert main(["benchmark", "--grid", "smoke", "--minutes", "nan"]) == 2
+    assert "--minutes must be a finite number above 0, got nan" in capfd.readouterr().err
+
+
+def test_every_suite_that_is_named_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are named together or one after the other."""
+    seen: list[command.BenchmarkConfig] = []
+    monkeypatch.setattr(command, "benchmark", seen.append)
+    assert main(["benchmark", "--only", "nt_xent", "--only=augment"]) == 0
+    assert main(["benchmark", "--only", "nt_xent", "augment", "--grid", "full"]) == 0
+    assert [each.only for each in seen] == 2 * [("nt_xent", "augment")] and seen[1].grid == "full"
 
 
 def test_what_the_project_is_for_is_measured_first(smoke: tuple[records.Record, str]) -> None:
@@ -489,6 +508,11 @@ def wait_until(happened: Callable[[], Any], seconds: float = 100) -> Any:
     return found
 
 
+def heard(number: int) -> Callable[[], Any]:
+    """For a process that starts: the signal is not ignored, though it be here, as under nohup or in the background."""
+    return functools.partial(signal.signal, number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_command_and_the_suite_it_started(number: signal.Signals, tmp_path: Path) -> None:
     """Sent to the command alone, as a queue does."""
@@ -500,7 +524,9 @@ def test_a_signal_ends_the_command_and_the_suite_it_started(number: signal.Signa
     (tmp_path / "scratch").mkdir()
     with (
         (tmp_path / "said").open("w") as said,
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said) as process,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=said, preexec_fn=heard(number)
+        ) as process,
     ):
         (suite,) = wait_until(lambda: children(process.pid, "pytest"))
         process.send_signal(number)
@@ -526,9 +552,13 @@ def test_what_the_suite_started_ends_with_it_though_it_does_not_listen(tmp_path:
         "time.sleep(60)"
     )
     outer = (
-        f"import os, sys; from dogo_fast.benchmark import *; run_in_group([sys.executable, '-c', {program!r}], {{}})"
+        "import sys; from dogo_fast.commands.benchmark import *\n"
+        f"run_in_group([sys.executable, '-c', {program!r}], {{}})"
     )
-    with subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True) as process:
+    outer_command = [sys.executable, "-c", outer]
+    with subprocess.Popen(
+        outer_command, stderr=subprocess.PIPE, text=True, preexec_fn=heard(signal.SIGTERM)
+    ) as process:
         assert wait_until((tmp_path / "up").exists)
         (group,) = children(process.pid, "pathlib")
         assert len(members(group)) == 2
@@ -536,6 +566,25 @@ def test_what_the_suite_started_ends_with_it_though_it_does_not_listen(tmp_path:
         _, errors = process.communicate(timeout=100)
     assert errors.endswith("StoppedBySignal: stopped by SIGTERM; nothing was recorded\n")
     assert wait_until(lambda: not members(group), seconds=10)
+
+
+def test_under_nohup_a_benchmark_goes_on_when_the_terminal_goes(tmp_path: Path) -> None:
+    up, on = tmp_path / "up", tmp_path / "on"
+    program = (
+        f"import os, pathlib, signal, time; pathlib.Path({str(up)!r}).touch()\n"
+        f"while not pathlib.Path({str(on)!r}).exists(): time.sleep(0.02)"
+    )
+    outer = (
+        "import sys; from dogo_fast.commands.benchmark import *\n"
+        f"sys.exit(40 + run_in_group([sys.executable, '-c', {program!r}], {{}}))"
+    )
+    nohup = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    with subprocess.Popen([sys.executable, "-c", outer], preexec_fn=nohup) as process:
+        assert wait_until(up.exists)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        on.touch()
+        assert process.wait(timeout=60) == 40
 
 
 class Clock:

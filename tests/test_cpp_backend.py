@@ -190,7 +190,7 @@ def test_operators_called_with_wrong_sizes_say_so(cpp_device: torch.device) -> N
     with pytest.raises(RuntimeError, match=r"normalised rows must be a matrix of \d+ rows"):
         ops.nt_xent_backward(value, *saved, *projections(500, 4), *settings)
     with pytest.raises(RuntimeError, match="the gradient must have 100 numbers"):
-        ops.nt_xent_backward(torch.ones(7), *saved, a, b, *settings)
+        ops.nt_xent_backward(torch.ones(7), *saved, a, b, None, 0.5, "none", "float32", "cpp")
 
 
 def can_multiply_bfloat16() -> bool:

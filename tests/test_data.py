@@ -103,16 +103,16 @@ def test_cifar10_names_a_damaged_list_of_classes(cifar_folder: Path):
 @pytest.mark.parametrize(
     ("name", "directory", "message"),
     [
-        ("cifar10", None, "--data-dir is required"),
-        ("cifar10", Path("/nowhere/at/all"), "--data-dir must be an existing folder, got /nowhere/at/all"),
-        ("digits", Path("."), "--data-dir must not be given"),
-        ("cifar100", None, "--data-dir is required with --data cifar100.*CIFAR-100 binary version"),
-        ("stl10", None, "--data-dir is required with --data stl10.*cs.stanford.edu"),
-        ("tiny-imagenet", None, "--data-dir is required with --data tiny-imagenet.*tiny-imagenet-200.zip"),
-        ("folder", None, "--data-dir is required with --data folder"),
-        ("folder", Path("/nowhere"), "--data-dir must be an existing folder, got /nowhere"),
-        ("imagenet", None, "--data must be one of digits, cifar10, .*torchvision:NAME, hf:PATH, got 'imagenet'"),
-        ("hf:", None, "--data must be one of .*, got 'hf:'"),
+        ("cifar10", None, "`data_dir` is required"),
+        ("cifar10", Path("/nowhere/at/all"), "`data_dir` must be an existing folder, got /nowhere/at/all"),
+        ("digits", Path("."), "`data_dir` must not be given"),
+        ("cifar100", None, "`data_dir` is required with `data` cifar100.*CIFAR-100 binary version"),
+        ("stl10", None, "`data_dir` is required with `data` stl10.*cs.stanford.edu"),
+        ("tiny-imagenet", None, "`data_dir` is required with `data` tiny-imagenet.*tiny-imagenet-200.zip"),
+        ("folder", None, "`data_dir` is required with `data` folder"),
+        ("folder", Path("/nowhere"), "`data_dir` must be an existing folder, got /nowhere"),
+        ("imagenet", None, "`data` must be one of digits, cifar10, .*torchvision:NAME, hf:PATH, got 'imagenet'"),
+        ("hf:", None, "`data` must be one of .*, got 'hf:'"),
     ],
 )
 def test_wrong_choice_of_data_is_one_clear_line(name: str, directory: Path | None, message: str):
@@ -124,9 +124,9 @@ def test_wrong_choice_of_data_is_one_clear_line(name: str, directory: Path | Non
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"image_size": 0}, "--image-size must be at least 1, got 0"),
-        ({"residence": "disk"}, "--residence must be one of auto, device, stream, got 'disk'"),
-        ({"workers": -1}, "--workers must be at least 0, got -1"),
+        ({"image_size": 0}, "`image_size` must be at least 1, got 0"),
+        ({"residence": "disk"}, "`residence` must be one of auto, device, stream, got 'disk'"),
+        ({"workers": -1}, "`workers` must be at least 0, got -1"),
     ],
 )
 def test_wrong_option_is_one_clear_line(option: dict[str, object], message: str):
@@ -330,7 +330,7 @@ def test_folder_images_of_different_sizes_are_made_224_pixels_unless_a_size_is_a
 
 def test_folder_without_images_says_what_it_looked_for(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"--data-dir must hold images \(\.jpg, .*found none in"):
+    with pytest.raises(UserError, match=r"`data_dir` must hold images \(\.jpg, .*found none in"):
         load_data_set("folder", tmp_path)
 
 
@@ -388,5 +388,5 @@ def numbered_images(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 17])
 def test_loader_refuses_a_batch_that_cannot_be(batch_size: int):
-    with pytest.raises(UserError, match=f"--batch-size must be from 2 to 16.*got {batch_size}"):
+    with pytest.raises(UserError, match=f"`batch_size` must be from 2 to 16.*got {batch_size}"):
         ResidentLoader(numbered_images(16), batch_size, 0)

@@ -207,7 +207,7 @@ def test_each_damaged_image_is_logged_once_and_above_one_percent_the_run_stops(c
 
 def test_a_worker_that_is_killed_is_one_clear_error_and_no_hang():
     loader = StreamingLoader(Numbered(60, fatal=int(permutation(0, 1, 60)[35])), 5, 0, CPU, workers=2)
-    with pytest.raises(UserError, match=r"a worker process that decodes images died.*fewer --workers") as error:
+    with pytest.raises(UserError, match=r"a worker process that decodes images died.*fewer `workers`") as error:
         read_out(loader, 1)
     assert "\n" not in str(error.value)
 
@@ -235,7 +235,7 @@ def test_a_position_that_is_no_batch_of_the_epoch_is_refused():
 @pytest.mark.parametrize("batch_size", [1, 17])
 @pytest.mark.parametrize("images", [numbered(torch.arange(16)), Numbered(16)])
 def test_a_batch_size_that_cannot_be_is_refused(images: Any, batch_size: int):
-    with pytest.raises(UserError, match=f"--batch-size must be from 2 to 16, the number of images, got {batch_size}"):
+    with pytest.raises(UserError, match=f"`batch_size` must be from 2 to 16, the number of images, got {batch_size}"):
         make_loader(images, batch_size, 0, CPU, 0)
 
 

@@ -301,10 +301,10 @@ def test_torchvision_test_split_whose_files_are_missing_is_left_out_with_its_rea
 @pytest.mark.parametrize(
     ("name", "directory", "message"),
     [
-        ("torchvision:MNIST", Path("."), "--data torchvision:MNIST cannot be read from --data-dir . .nothing is downl"),
-        ("torchvision:STL10", Path("."), "--data torchvision:STL10 cannot be read.*not found"),
-        ("torchvision:MNIST", None, "--data-dir is required with --data torchvision:MNIST"),
-        ("torchvision:MNIST", Path("/nowhere"), "--data-dir must be an existing folder, got /nowhere"),
+        ("torchvision:MNIST", Path("."), "`data` torchvision:MNIST cannot be read from `data_dir` . .nothing is downl"),
+        ("torchvision:STL10", Path("."), "`data` torchvision:STL10 cannot be read.*not found"),
+        ("torchvision:MNIST", None, "`data_dir` is required with `data` torchvision:MNIST"),
+        ("torchvision:MNIST", Path("/nowhere"), "`data_dir` must be an existing folder, got /nowhere"),
         ("torchvision:mnist", Path("."), "must name a class of torchvision.datasets, got 'torchvision:mnist'"),
         ("torchvision:VisionDataset", Path("."), "must name a class of torchvision.datasets"),
         ("torchvision:DatasetFolder", Path("."), "cannot be read"),
@@ -373,7 +373,7 @@ def test_hugging_face_files_in_a_folder_are_one_split(package: SimpleNamespace, 
 
 
 def test_hugging_face_name_that_is_no_folder_is_refused_instead_of_downloaded(package: SimpleNamespace, tmp_path: Path):
-    with pytest.raises(UserError, match=r"--data hf:PATH must be an existing folder, got .*cifar10 \(nothing is downl"):
+    with pytest.raises(UserError, match=r"`data` hf:PATH must be an existing folder, got .*cifar10 \(nothing is downl"):
         load_data_set("hf:cifar10", tmp_path)
     assert package.asked == []
 

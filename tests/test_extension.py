@@ -6,6 +6,7 @@ the compiler, and half a minute each would add up.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -222,7 +223,7 @@ def build_wheel(place: Place, folder: Path, **environment: str) -> Path:
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
     for name in files.stdout.decode().splitlines():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)  # the package's links to the folders beside it
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", folder, "."]
     variables = place.environment | environment
     done = subprocess.run(command, cwd=source, env=variables, capture_output=True, text=True)
@@ -236,6 +237,9 @@ def install(wheel: Path, folder: Path, place: Place) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("dogo_fast/csrc/")}
         assert names == {f"dogo_fast/csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
+        assert {"dogo_fast/kernels/tiles.json", "dogo_fast/bench/records.py"} <= set(archive.namelist())
+        beside = [name for name in archive.namelist() if not name.startswith(("dogo_fast/", "dogo_fast-"))]
+        assert beside == [] and not any("reports" in name or "results" in name for name in archive.namelist())
         archive.extractall(folder)
     place.environment["PYTHONPATH"] = str(folder)
 

@@ -17,7 +17,8 @@ from dogo_fast.bench.reports import page
 from dogo_fast.bench.test_step import idle_share
 from dogo_fast.bench.work import Shape, bound, done
 from dogo_fast.ops.backend import interpreting
-from dogo_fast.ops.compiling import LOSSES, Case, launches
+from dogo_fast.ops.compiling import Case, launches
+from dogo_fast.ops.library import LOSSES
 
 RATES = {"gemm": 5e14, "exp2": 4e12, "copy": 4e12}
 MACHINE = {"bfloat16": 5e14, "float32": 5e13, "exp2": 4e12, "copy": 4e12}

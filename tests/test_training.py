@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dogo_fast import DoGoLoss
+from dogo_fast import DoGoLoss, locks
 from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.data import DataSet, ImageSource, StreamingLoader
 from dogo_fast.errors import DivergedError, RunInterrupted, UserError
@@ -256,7 +256,7 @@ def test_data_of_another_kind_is_refused_by_name():
             {"config": PretrainConfig(), "epochs": 3},
             "options must not be given beside config",
         ),
-        (("small", "small"), pixels(), {"batch_size": 64}, "--batch-size must be from 2 to 48"),
+        (("small", "small"), pixels(), {"batch_size": 64}, "`batch_size` must be from 2 to 48"),
     ],
 )
 def test_a_wrong_argument_of_the_trainer_is_one_error(backbones, data, options, message):  # type: ignore[no-untyped-def]
@@ -358,6 +358,45 @@ def test_a_second_signal_ends_at_once_and_handlers_are_put_back(monkeypatch: pyt
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_fit_until_an_epoch_is_gone_on_with_by_the_next(tmp_path: Path):
+    whole, parts = trainer_of(epochs=3), trainer_of(epochs=3, out=tmp_path / "run")
+    whole.fit()
+    assert [row["epoch"] for row in parts.fit(until=1)] == [1] and parts.steps == 3
+    assert len(parts.fit(until=9)) == 3
+    assert same(weights_of(whole), weights_of(parts))
+    assert without_timing(whole.history) == without_timing(read_metrics(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("of_checkpoint", [False, True])
+def test_a_run_that_was_told_no_folder_makes_one_and_what_it_wrote_is_what_it_was(
+    of_checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The folder, the device and the precision stand in config.json and in the checkpoints alike."""
+    monkeypatch.chdir(tmp_path)
+    stray = tmp_path / "stray.pt"
+    resume = None
+    if of_checkpoint:  # it lies in no run's folder, which could be gone on with
+        shutil.copy(finished_run(tmp_path / "run"), stray)
+        resume = str(stray)
+    pretrain(PretrainConfig(batch_size=512, epochs=2, device="cpu", evaluate=False, resume=resume))
+    (run,) = (tmp_path / "runs").iterdir()
+    saved = json.loads((run / "config.json").read_text())["config"]
+    kept = load_checkpoint(max((run / "checkpoints").iterdir()))["config"] if not of_checkpoint else saved
+    for settings in (saved, kept):
+        assert (settings["out"], settings["device"]) == (f"runs/{run.name}", "cpu")
+        assert settings["precision"] == "float32"
+    assert re.fullmatch(r"digits-small-small-\d{8}-\d{6}", run.name)
+
+
+def test_nothing_changes_a_trainer_s_configuration():
+    trainer = trainer_of()
+    assert (trainer.config.precision, trainer.config.device) == ("float32", "cpu")
+    with pytest.raises(AttributeError):
+        trainer.config = PretrainConfig()  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        trainer.config.epochs = 7  # type: ignore[misc]
+
+
 def test_training_in_another_thread_works_without_signals():
     trainer = trainer_of()
     thread = threading.Thread(target=trainer.fit)
@@ -393,9 +432,9 @@ def test_resume_refuses_settings_that_would_change_the_run(tmp_path: Path):
     trainer.fit()
     path = trainer.save(RunFolder(tmp_path / "run", resumed=True))
     for option, value, message in (
-        ("batch_size", 24, "--batch-size must be 16, as in the run that is resumed, got 24"),
-        ("learning_rate", 0.1, r"--learning-rate must be \[0.001, 0.001\], as in the run that is resumed, got \[0.1"),
-        ("kd_weight", 2.0, "--kd-weight must be"),
+        ("batch_size", 24, "`batch_size` must be 16, as in the run that is resumed, got 24"),
+        ("learning_rate", 0.1, r"`learning_rate` must be \[0.001, 0.001\], as in the run that is resumed, got \[0.1"),
+        ("kd_weight", 2.0, "`kd_weight` must be"),
     ):
         with pytest.raises(UserError, match=message):
             trainer_of(**{option: value}).load_state(load_checkpoint(path))
@@ -421,9 +460,9 @@ def test_a_damaged_newest_checkpoint_costs_one_epoch_not_the_run(tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resume": "auto"}, "--resume auto needs --out"),
-        ({"resume": "/nowhere/step_1.pt"}, "--resume must be auto or an existing file, got /nowhere/step_1.pt"),
-        ({"resume": "."}, "--resume must be auto or an existing file, a checkpoint in a folder checkpoints, got"),
+        ({"resume": "auto"}, "`resume` auto needs `out`"),
+        ({"resume": "/nowhere/step_1.pt"}, "`resume` must be auto or an existing file, got /nowhere/step_1.pt"),
+        ({"resume": "."}, "`resume` must be auto or an existing file, a checkpoint in a folder checkpoints, got"),
     ],
 )
 def test_a_resume_that_cannot_be_is_refused(options: dict[str, str], message: str):
@@ -448,7 +487,7 @@ def test_a_run_is_never_resumed_into_the_folder_of_another(tmp_path: Path):
     first, second = finished_run(tmp_path / "first", seed=1), finished_run(tmp_path / "second", seed=2)
     config = json.loads((tmp_path / "second" / "config.json").read_text())["config"]
     before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="--out must be a new or an empty folder"):
+    with pytest.raises(UserError, match="`out` must be a new or an empty folder"):
         pretrain(PretrainConfig(**{**config, "out": tmp_path / "first", "resume": str(second)}))
     assert before == {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
     pretrain(PretrainConfig(**{**config, "out": tmp_path / "third", "resume": str(second)}))
@@ -468,13 +507,13 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path):
     with pytest.raises(UserError) as refused:
         resume()
     assert str(refused.value) == (
-        f"--seed must be 2, as in the run that is resumed, got 1: {stray} is a checkpoint of another run than the one "
+        f"`seed` must be 2, as in the run that is resumed, got 1: {stray} is a checkpoint of another run than the one "
         f"in {run}; move it elsewhere to go on with that one"
     )
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     stray.unlink()
     resume()
-    with pytest.raises(UserError, match=f"--seed must be 1, as in the run that is resumed, got 5: see {newest}$"):
+    with pytest.raises(UserError, match=f"`seed` must be 1, as in the run that is resumed, got 5: see {newest}$"):
         resume(seed=5)
 
 
@@ -482,14 +521,14 @@ def test_resume_refuses_a_data_set_of_another_size(tmp_path: Path):
     stopped = trainer_of(out=tmp_path / "run")
     stopped.fit()
     state = load_checkpoint(max((tmp_path / "run" / "checkpoints").iterdir()))
-    with pytest.raises(UserError, match="--data-dir must hold the 48 images of the run that is resumed, got 40"):
+    with pytest.raises(UserError, match="`data_dir` must hold the 48 images of the run that is resumed, got 40"):
         Trainer(("small", "small"), pixels(40), recipe=stopped.config.recipe, **QUICK).load_state(state)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked(), folder.locked():
-        with pytest.raises(UserError, match="--out must be a folder that no other run is using"):
+        with pytest.raises(UserError, match="`out` must be a folder that no other run is using"):
             trainer_of(out=tmp_path / "run").fit()
         assert not list((tmp_path / "run").iterdir())
     trainer_of(out=tmp_path / "run").fit()
@@ -766,7 +805,7 @@ def test_tensorboard_has_every_column_of_every_epoch(tmp_path: Path):
 def test_a_logger_that_is_not_installed_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorboard", "wandb"):
-        with pytest.raises(UserError, match=f"--{name} needs the package {name}, which is not installed: pip install"):
+        with pytest.raises(UserError, match=f"`{name}` needs the package {name}, which is not installed: pip install"):
             trainer_of(**{name: True})
 
 
@@ -805,31 +844,31 @@ def test_run_folder_refuses_to_overwrite(tmp_path: Path):
     RunFolder(tmp_path)
     (tmp_path / "file").write_text("mine")
     for resumed in (False, True):
-        with pytest.raises(UserError, match="--out must be a new or an empty folder"):
+        with pytest.raises(UserError, match="`out` must be a new or an empty folder"):
             RunFolder(tmp_path, resumed)
-    with pytest.raises(UserError, match="--out must be a folder that can be made here"):
+    with pytest.raises(UserError, match="`out` must be a folder that can be made here"):
         RunFolder(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
     trainer_of(out=tmp_path / "run").fit()
-    with pytest.raises(UserError, match="a run: --resume auto goes on"):
+    with pytest.raises(UserError, match="a run: `resume` auto goes on"):
         trainer_of(out=tmp_path / "run").fit()
 
 
 def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match=r"--device must be auto or cpu.*'cuda'"):
+    with pytest.raises(UserError, match=r"`device` must be auto or cpu.*'cuda'"):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda") and resolve_device("cuda:1") == torch.device("cuda:1")
     for name in ("cuda:2", "cuda:", "gpu", "cuda:x", ""):
-        with pytest.raises(UserError, match=f"--device must be .*'{name}'"):
+        with pytest.raises(UserError, match=f"`device` must be .*'{name}'"):
             resolve_device(name)
 
 
 def test_recipes_follow_the_data_set_unless_one_is_named():
-    from dogo_fast.training.trainer import choose_recipe
+    from dogo_fast.training.building import choose_recipe
 
     def data(name: str, size: int) -> DataSet:
         return DataSet(name, torch.zeros(1, 3, size, size, dtype=torch.uint8), None, None, ())
@@ -856,7 +895,7 @@ def test_a_folder_that_is_no_run_s_or_another_run_s_is_left_alone(tmp_path: Path
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(
-        UserError, match=r"--seed must be 0, as in the run that --out names, .*, which has no checkpoint"
+        UserError, match=r"`seed` must be 0, as in the run that `out` names, .*, which has no checkpoint"
     ):
         trainer_of(out=tmp_path / "run", resume="auto", seed=7).fit()
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
@@ -936,14 +975,15 @@ def test_a_lock_ends_with_its_process_though_a_forked_worker_lives_on(tmp_path: 
             time.sleep(60)
             os._exit(0)
         os.read(ready, 1)
-        os.close(folder._lock)  # as the kernel does where this process is killed
+        (descriptor,) = locks._held
+        os.close(descriptor)  # as the kernel does where this process is killed
         try:
             with RunFolder(tmp_path / "run").locked():
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            folder._lock = os.open(tmp_path, os.O_RDONLY)
+            locks._held.discard(descriptor)
 
 
 def test_weights_that_are_not_finite_after_the_last_step_of_an_epoch_are_told_again():
@@ -1002,7 +1042,7 @@ def test_a_checkpoint_comes_within_an_epoch_after_so_many_minutes(tmp_path: Path
     saved = []
     save = often.save
     monkeypatch.setattr(
-        often, "save", lambda folder: saved.append((often.steps, often._partial is not None)) or save(folder)
+        often, "save", lambda folder: saved.append((often.steps, often.progress.partial is not None)) or save(folder)
     )
     plain.fit()
     often.fit()

@@ -19,6 +19,7 @@ from numerics import projections
 
 from dogo_fast import functional
 from dogo_fast.cli import main
+from dogo_fast.commands.tune import TuneConfig, merge, tune
 from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import (
@@ -35,7 +36,6 @@ from dogo_fast.kernels.configurations import (
 )
 from dogo_fast.ops import tile_tables
 from dogo_fast.tuning import compiling, timing
-from dogo_fast.tuning.command import TuneConfig, merge, tune
 from dogo_fast.tuning.compiling import SHARED_LIMITS, static_search
 from dogo_fast.tuning.search import (
     MARGIN,
@@ -308,7 +308,7 @@ def test_a_table_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match=r"mine\.json is not a table of tiles: no JSON"):
         merge(out, {})
     assert out.read_text() == "{"
-    with pytest.raises(UserError, match="--out must be a file that can be written"):
+    with pytest.raises(UserError, match="`out` must be a file that can be written"):
         merge(out / "below.json", {})
 
 

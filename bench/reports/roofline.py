@@ -38,6 +38,7 @@ from dogo_fast.atomic import write_atomically
 from dogo_fast.measuring import compiler_versions
 from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, build, launches
 from dogo_fast.ops.launches import Launch
+from dogo_fast.ops.library import LOSSES
 
 from ..per_kernel import PASSES, moved, needed_by
 from ..records import Kernel, Kernels, read

@@ -78,13 +78,13 @@ def load_data_set(
     try:
         check_data_name(name)
     except ValueError as error:
-        raise UserError(f"--data {error}, got {name!r}") from None
+        raise UserError(f"`data` {error}, got {name!r}") from None
     if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size must be at least 1, got {image_size}")
+        raise UserError(f"`image_size` must be at least 1, got {image_size}")
     if residence not in RESIDENCES:
-        raise UserError(f"--residence must be one of {', '.join(RESIDENCES)}, got {residence!r}")
+        raise UserError(f"`residence` must be one of {', '.join(RESIDENCES)}, got {residence!r}")
     if workers < 0:
-        raise UserError(f"--workers must be at least 0, got {workers}")
+        raise UserError(f"`workers` must be at least 0, got {workers}")
     return settle(_load(name, directory, image_size), image_size, residence, workers)
 
 
@@ -92,7 +92,7 @@ def _load(name: str, directory: Path | None, image_size: int | None) -> DataSet:
     """As tensors, or as sources of the size wanted."""
     if name == "digits":
         if directory is not None:
-            raise UserError(f"--data-dir must not be given with --data digits (it is embedded), got {directory}")
+            raise UserError(f"`data_dir` must not be given with `data` digits (it is embedded), got {directory}")
         return load_digits()
     if name.startswith("torchvision:"):
         return load_torchvision(name, directory, image_size)

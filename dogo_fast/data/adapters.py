@@ -36,18 +36,18 @@ def load_torchvision(name: str, directory: Path | None, image_size: int | None) 
 
     kind = getattr(datasets, name.partition(":")[2], None)
     if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset) and kind is not datasets.VisionDataset):
-        raise UserError(f"--data torchvision:NAME must name a class of torchvision.datasets, got {name!r}")
+        raise UserError(f"`data` torchvision:NAME must name a class of torchvision.datasets, got {name!r}")
     arguments: dict[str, Any] = {}
     if "root" in inspect.signature(kind).parameters:
         if directory is None:
-            raise UserError(f"--data-dir is required with --data {name}: pass what torchvision calls its root")
+            raise UserError(f"`data_dir` is required with `data` {name}: pass what torchvision calls its root")
         if not directory.is_dir():
-            raise UserError(f"--data-dir must be an existing folder, got {directory}")
+            raise UserError(f"`data_dir` must be an existing folder, got {directory}")
         arguments["root"] = str(directory)
     train = _construct(kind, arguments, TRAIN_ARGUMENTS)
     if isinstance(train, Exception):
         raise UserError(
-            f"--data {name} cannot be read from --data-dir {directory} (nothing is downloaded): {_one_line(train)}"
+            f"`data` {name} cannot be read from `data_dir` {directory} (nothing is downloaded): {_one_line(train)}"
         )
     test = _construct(kind, arguments, TEST_ARGUMENTS)
     if isinstance(test, Exception):
@@ -88,20 +88,20 @@ def load_hugging_face(name: str, directory: Path | None, image_size: int | None)
     try:
         package = importlib.import_module("datasets")
     except ImportError:
-        raise UserError(f"--data {name} needs the package datasets, which is missing: pip install datasets") from None
+        raise UserError(f"`data` {name} needs the package datasets, which is missing: pip install datasets") from None
     if not path.is_dir():
         raise UserError(
-            f"--data hf:PATH must be an existing folder, got {path} (nothing is downloaded): save the data set there "
+            f"`data` hf:PATH must be an existing folder, got {path} (nothing is downloaded): save the data set there "
             "with save_to_disk of the package datasets"
         )
     saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         found = package.load_from_disk(str(path)) if saved else package.load_dataset(str(path.resolve()))
     except Exception as error:
-        raise UserError(f"--data {name} cannot be read from {path}: {_one_line(error)}") from None
+        raise UserError(f"`data` {name} cannot be read from {path}: {_one_line(error)}") from None
     splits: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"train": found}
     if "train" not in splits and len(splits) != 1:
-        raise UserError(f"--data {name} must have a split named train, got {', '.join(splits)}")
+        raise UserError(f"`data` {name} must have a split named train, got {', '.join(splits)}")
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
     tests = [splits[split] for split in TEST_SPLITS if split in splits and splits[split] is not train]
     return _make(name, train, tests, image_size, ())

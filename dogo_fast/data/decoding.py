@@ -134,7 +134,7 @@ def explain_dead_workers(items: Iterator[Item]) -> Iterator[Item]:
             raise
         raise UserError(
             f"a worker process that decodes images died ({message}): "
-            "if it ran out of memory or of /dev/shm, fewer --workers need less"
+            "if it ran out of memory or of /dev/shm, fewer `workers` need less"
         ) from None
 
 

@@ -13,7 +13,7 @@ from dogo_fast.errors import UserError
 
 def how_to_get(title: str, page: str, folder: str) -> str:
     """The advice at the end of every message."""
-    return f"download {title} from {page}, unpack it and pass the folder that holds {folder} as --data-dir"
+    return f"download {title} from {page}, unpack it and pass the folder that holds {folder} as `data_dir`"
 
 
 def find_folder(directory: Path | None, data: str, folder: str, advice: str) -> Path:
@@ -23,9 +23,9 @@ def find_folder(directory: Path | None, data: str, folder: str, advice: str) -> 
         UserError: no directory given, or it is none.
     """
     if directory is None:
-        raise UserError(f"--data-dir is required with --data {data}: {advice}")
+        raise UserError(f"`data_dir` is required with `data` {data}: {advice}")
     if not directory.is_dir():
-        raise UserError(f"--data-dir must be an existing folder, got {directory}: {advice}")
+        raise UserError(f"`data_dir` must be an existing folder, got {directory}: {advice}")
     return directory / folder if (directory / folder).is_dir() else directory
 
 

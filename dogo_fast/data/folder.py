@@ -36,13 +36,13 @@ def load_folder(directory: Path | None, image_size: int | None) -> DataSet:
         UserError: no directory, no images in it, or a class of the test images that has no training images.
     """
     if directory is None:
-        raise UserError("--data-dir is required with --data folder: pass the folder that holds the images")
+        raise UserError("`data_dir` is required with `data` folder: pass the folder that holds the images")
     if not directory.is_dir():
-        raise UserError(f"--data-dir must be an existing folder, got {directory}")
+        raise UserError(f"`data_dir` must be an existing folder, got {directory}")
     root = directory / "train" if (directory / "train").is_dir() else directory
     paths, labels, class_names = _list_classes(root)
     if not paths:
-        raise UserError(f"--data-dir must hold images ({', '.join(EXTENSIONS)}), found none in {root}")
+        raise UserError(f"`data_dir` must hold images ({', '.join(EXTENSIONS)}), found none in {root}")
     images = FileSource(paths, labels, image_size or LARGEST_OWN_SIZE)
     if image_size is None:
         images.size = common_size(images)

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 def check_batch_size(batch_size: int, image_count: int) -> None:
     """Raises UserError for a batch size below 2 or above the number of images."""
     if not 2 <= batch_size <= image_count:
-        raise UserError(f"--batch-size must be from 2 to {image_count}, the number of images, got {batch_size}")
+        raise UserError(f"`batch_size` must be from 2 to {image_count}, the number of images, got {batch_size}")
 
 
 class ResidentLoader:

@@ -77,7 +77,8 @@ class Loss:
         values: names of what it gives, 0-d tensors, or one with a value a row.
         saved: names of what the backward reads besides the inputs.
         terms: called with the numbers of rows of the two views, the temperatures, and the settings; gives the fields
-            that the backend's ``Problem`` has beyond those of ``Inputs``.
+            that the backend's ``Problem`` has beyond those of ``Inputs``. ``rows_b`` among them: views must be of
+            one size: others, past the checks of functional.py, are then found by the kernels' own.
         backends: what computes it, by the name that users give: a module's name, imported on first use, or a Backend.
     """
 
@@ -203,12 +204,10 @@ def _take_apart(loss: Loss, arguments: tuple[Any, ...]) -> Call:
     if isinstance(computed_by, str):
         computed_by = importlib.import_module(computed_by)
     problem = computed_by.Problem(
-        rows,
-        keys,
         widths=tuple(first.shape[1] for first, _ in pairs),
         dtypes=tuple(first.dtype for first, _ in pairs),
         product=PRODUCTS[product],
-        **loss.terms(rows, keys, *temperatures, *settings),
+        **{"rows_a": rows, "rows_b": keys, **loss.terms(rows, keys, *temperatures, *settings)},
     )
     return Call(computed_by, problem, pairs)
 

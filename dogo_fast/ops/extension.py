@@ -253,7 +253,7 @@ def build(unusable: tuple[int, int, int] | None = None) -> Path:
     """
     if sys.platform != "linux":
         raise ExtensionError(f"the C++ kernels are compiled on Linux only, this is {sys.platform}")
-    import fcntl
+    from dogo_fast.locks import locked
 
     chosen = variant()
     cache, name = cache_folder(), library_name(chosen)
@@ -263,9 +263,8 @@ def build(unusable: tuple[int, int, int] | None = None) -> Path:
     with contextlib.ExitStack() as stack:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            # The lock dies with its process: a killed compilation blocks nobody. It is the whole cache's, so that what
-            # lies there half done is known to be nobody's.
-            fcntl.flock(stack.enter_context(open(cache / "lock", "a")), fcntl.LOCK_EX)
+            # The whole cache's, so that what lies there half done is known to be nobody's.
+            stack.enter_context(locked(cache / "lock", needed=True))
             if _is_whole(library) and _identity(library) != unusable:
                 return library
             if _identity(log) not in (None, earlier_log):

@@ -8,6 +8,7 @@ from dogo_fast.ops.problem import VALUES, Temperature
 
 def _nt_xent_terms(N: int, _: int, temperature: Temperature, reduction: str) -> dict[str, Any]:
     return {
+        "rows_b": N,
         "nt": True,
         "temperature": temperature,
         "nt_scale": 1.0 / (2 * N) if reduction == "mean" else 1.0,
@@ -33,6 +34,7 @@ def _dogo_loss_terms(
     N: int, _: int, temperature: Temperature, kd: Temperature, weight_1: float, weight_2: float, kl_reduction: str
 ) -> dict[str, Any]:
     return {
+        "rows_b": N,
         "nt": True,
         "kl": True,
         "temperature": temperature,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
-from dogo_fast.kernels.configurations import Configuration, Entry, Key, TableError, Tile
+from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table, TableError, Tile
 from dogo_fast.ops import extension
 
 VARIABLE = "DOGO_FAST_TILES"
@@ -24,7 +24,7 @@ INTERPRETED = Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
 INTERPRETED_FLOAT32 = Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
 """The sides that float32 has on GPUs: how a sum is cut decides its last digits, which float32 is tested for."""
 
-_forced: list[Configuration | dict[Key, Entry]] = []
+_forced: list[Configuration | Table] = []
 
 
 def cached_file() -> Path | None:
@@ -86,16 +86,17 @@ def configuration(architecture: str, dtype: str, width: int, rows: int) -> Confi
     Raises:
         UserError: see ``table``.
     """
-    if _forced and isinstance(_forced[-1], Configuration):
-        return _forced[-1]
+    forced = _forced[-1] if _forced else None
+    if isinstance(forced, Configuration):
+        return forced
     if not architecture:
         return INTERPRETED_FLOAT32 if dtype == "float32" else INTERPRETED
-    counts = _forced[-1] if _forced else table()
+    counts = table() if forced is None else forced
     return configurations.look_up(counts, configurations.bucket(architecture, dtype, width, rows)).configuration
 
 
 @contextlib.contextmanager
-def forced(choice: Configuration | dict[Key, Entry]) -> Iterator[None]:
+def forced(choice: Configuration | Table) -> Iterator[None]:
     """Take these tiles, or this table alone, meanwhile, in every thread: for tuning, reports and tests."""
     _forced.append(choice)
     try:

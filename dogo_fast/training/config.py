@@ -1,12 +1,10 @@
 """What a pretraining run is made of; also the options of ``dogo-fast pretrain``."""
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,7 +21,6 @@ from dogo_fast.data import DATA_SETS, check_data_name
 from dogo_fast.errors import UserError
 from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
 
-DEFAULT_OUT = "runs/DATA-PEERS-TIME"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMISERS = ("adam", "adamw", "sgd", "lars")
 FROM_PYTHON = "python"
@@ -58,49 +55,21 @@ def _split(value: Any) -> Any:
     return tuple(value)
 
 
-def _join(value: Any) -> list[str]:
-    first, second = value
-    return [f"{first}" if first == second else f"{first},{second}"]
-
-
-def _per_peer(metavar: str) -> Any:
-    """On the command line one word: a value for both peers or two, separated by a comma."""
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str | tuple | list),
-        str_from_instance=_join,
-    )
+class Metavar(str):
+    """Annotates a field with how a command line's help names its value."""
 
 
 _Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _Momentum = Annotated[float, Field(ge=0, lt=1)]
-Rates = Annotated[tuple[_Rate, _Rate], BeforeValidator(_split), _per_peer("X[,Y]")]
-Decays = Annotated[tuple[_Decay, _Decay], BeforeValidator(_split), _per_peer("X[,Y]")]
-Weights = Annotated[tuple[_Weight, _Weight], BeforeValidator(_split), _per_peer("X[,Y]")]
-Momenta = Annotated[tuple[_Momentum, _Momentum], BeforeValidator(_split), _per_peer("X[,Y]")]
-Methods = Annotated[tuple[str, str], BeforeValidator(_split), _per_peer("|".join(METHODS) + "[,...]")]
-Optimisers = Annotated[tuple[str, str], BeforeValidator(_split), _per_peer("|".join(OPTIMISERS) + "[,...]")]
-Peers = Annotated[tuple[str, str], BeforeValidator(_split), _per_peer("A[,B]")]
-
-
-def _recipe_word(value: Any) -> list[str]:
-    return [value if isinstance(value, str) else "custom"]
-
-
-Recipe = Annotated[
-    str | ViewRecipe,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="auto|" + "|".join(VIEW_RECIPES),
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str | ViewRecipe),
-        str_from_instance=_recipe_word,
-    ),
-]
+Rates = Annotated[tuple[_Rate, _Rate], BeforeValidator(_split), Metavar("X[,Y]")]
+Decays = Annotated[tuple[_Decay, _Decay], BeforeValidator(_split), Metavar("X[,Y]")]
+Weights = Annotated[tuple[_Weight, _Weight], BeforeValidator(_split), Metavar("X[,Y]")]
+Momenta = Annotated[tuple[_Momentum, _Momentum], BeforeValidator(_split), Metavar("X[,Y]")]
+Methods = Annotated[tuple[str, str], BeforeValidator(_split), Metavar("|".join(METHODS) + "[,...]")]
+Optimisers = Annotated[tuple[str, str], BeforeValidator(_split), Metavar("|".join(OPTIMISERS) + "[,...]")]
+Peers = Annotated[tuple[str, str], BeforeValidator(_split), Metavar("A[,B]")]
 
 
 def _check_recipe(recipe: str | ViewRecipe) -> str | ViewRecipe:
@@ -109,26 +78,21 @@ def _check_recipe(recipe: str | ViewRecipe) -> str | ViewRecipe:
     return recipe
 
 
-CheckedRecipe = Annotated[Recipe, AfterValidator(_check_recipe)]
+CheckedRecipe = Annotated[str | ViewRecipe, AfterValidator(_check_recipe), Metavar("auto|" + "|".join(VIEW_RECIPES))]
 
 
 class PretrainConfig(BaseModel):
-    """Train two peers together and compare their features with those of the same networks untrained.
+    """How two peers are trained together. "Per peer": one value for both peers or two, separated by a comma."""
 
-    "Per peer" means that an option takes one value for both peers or two, separated by a comma.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    data: Annotated[str, tyro.conf.arg(metavar="NAME")] = Field(
+    data: Annotated[str, Metavar("NAME")] = Field(
         "digits",
-        description=f"One of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH; all but digits from --data-dir.",
+        description=f"One of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH; all but digits from `data_dir`.",
     )
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Annotated[Path | None, Metavar("DIR")] = None
     """Folder that holds the data set's files; nothing is ever downloaded."""
-    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = Field(
-        None, ge=4, le=4096
-    )
+    image_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
     """Side to which images are scaled when they are read (default: the data set's own, 224 for photographs)."""
     residence: Literal["auto", "device", "stream"] = "auto"
     """Hold all images on the device, or decode them as they are needed; auto holds up to 4 GiB."""
@@ -167,12 +131,12 @@ class PretrainConfig(BaseModel):
     """cosine: the learning rate falls to 0 over the run as a half cosine."""
     warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Epochs in which the learning rate rises linearly at first."""
-    clip_norm: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")] = Field(None, gt=0)
+    clip_norm: Annotated[float | None, Metavar("X")] = Field(None, gt=0)
     """Clip each peer's gradient to this norm."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights, the order and the views."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    device: Annotated[str, Metavar("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to train; auto is the GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the networks; auto is bfloat16 on a GPU and float32 on a CPU. Weights and losses stay float32."""
@@ -181,10 +145,10 @@ class PretrainConfig(BaseModel):
     compile: bool = False
     """Run the networks through torch.compile."""
 
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=f"(default: {DEFAULT_OUT})")] = None
-    """Folder for the results, new or empty unless the run in it is resumed."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="auto|PATH", help_behavior_hint="")] = None
-    """auto: continue the run in --out if there is one, else start it; PATH: continue from this checkpoint."""
+    out: Annotated[Path | None, Metavar("DIR")] = None
+    """Folder for the results, new or empty unless the run in it is resumed (default: runs/DATA-PEERS-TIME)."""
+    resume: Annotated[str | None, Metavar("auto|PATH")] = None
+    """auto: continue the run in `out` if there is one, else start it; PATH: continue from this checkpoint."""
     save_every: int = Field(0, ge=0)
     """Keep a checkpoint every so many epochs (0: only the last two steps saved, which are there in any case)."""
     save_minutes: float = Field(10.0, gt=0)
@@ -220,29 +184,29 @@ class PretrainConfig(BaseModel):
     def _check_together(self) -> "PretrainConfig":
         if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
             raise ValueError(
-                f"--accumulate must divide --batch-size into parts of 2 images or more, got {self.accumulate} "
+                f"`accumulate` must divide `batch_size` into parts of 2 images or more, got {self.accumulate} "
                 f"and {self.batch_size}"
             )
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"--warmup-epochs must be at most --epochs, got {self.warmup_epochs:g} and {self.epochs}")
+            raise ValueError(f"`warmup_epochs` must be at most `epochs`, got {self.warmup_epochs:g} and {self.epochs}")
         return self
 
-    def resolve(self) -> "PretrainConfig":
-        """The same with the device, precision and output folder that ``auto`` and None stand for.
+    def resolve(self, **known: Any) -> "PretrainConfig":
+        """The same with the device, the precision and the whole path of ``data_dir`` that are meant.
+
+        Args:
+            known: fields that are known by now and take the place of those here, unchecked.
 
         Raises:
             UserError: a device that this machine does not have.
         """
-        time = datetime.now().strftime("%Y%m%d-%H%M%S")
-        names = "-".join(name.replace(":", "-") for name in self.peers)
-        out = self.out or Path("runs") / f"{self.data.replace(':', '-').replace('/', '-')}-{names}-{time}"
         device = resolve_device(self.device)
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if device.type == "cuda" else "float32"
         directory = None if self.data_dir is None else self.data_dir.absolute()
-        found = {"device": str(device), "out": out, "precision": precision, "data_dir": directory}
-        return self.model_copy(update=found)
+        found = {"device": str(device), "precision": precision, "data_dir": directory}
+        return self.model_copy(update={**found, **known})
 
 
 def resolve_device(name: str) -> torch.device:
@@ -258,9 +222,9 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind != "cuda" or (name != "cuda" and not number.isdecimal()):
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise UserError(f"`device` must be auto, cpu, cuda or cuda:N, got {name!r}")
     if not gpus:
-        raise UserError(f"--device must be auto or cpu, because PyTorch sees no CUDA GPU here, got {name!r}")
+        raise UserError(f"`device` must be auto or cpu, because PyTorch sees no CUDA GPU here, got {name!r}")
     if number and int(number) >= gpus:
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:0 to cuda:{gpus - 1}, got {name!r}")
+        raise UserError(f"`device` must be auto, cpu, cuda or cuda:0 to cuda:{gpus - 1}, got {name!r}")
     return torch.device(name)

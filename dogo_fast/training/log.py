@@ -1,10 +1,13 @@
-"""Where metrics go besides metrics.csv: TensorBoard and Weights & Biases, when asked for and installed."""
+"""Where metrics go besides metrics.csv: a bar on the terminal; TensorBoard and Weights & Biases, when asked for."""
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from tqdm import tqdm
 
 from dogo_fast.errors import UserError
 
@@ -25,6 +28,20 @@ class BestEffort:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def progress_bar(images: int, done: int) -> "tqdm[Any]":
+    """Over so many images, of which so many are done: on a terminal lively, in a log file a line now and then."""
+    interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=images,
+        initial=done,
+        unit=" images",
+        file=None if sys.stderr is None else BestEffort(sys.stderr),
+        disable=sys.stderr is None,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )
 
 
 class Logger(Protocol):
@@ -78,7 +95,7 @@ def check_installed(tensorboard: bool, wandb: bool) -> None:
     """
     for asked, name in ((tensorboard, "tensorboard"), (wandb, "wandb")):
         if asked and importlib.util.find_spec(name) is None:
-            raise UserError(f"--{name} needs the package {name}, which is not installed: pip install {name}")
+            raise UserError(f"`{name}` needs the package {name}, which is not installed: pip install {name}")
 
 
 def open_loggers(

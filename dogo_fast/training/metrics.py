@@ -2,7 +2,11 @@
 
 import math
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import torch
+from torch import nn
 
 from dogo_fast.errors import DivergedError
 from dogo_fast.training.step import Meters
@@ -47,7 +51,7 @@ class EpochMetrics:
             losses = ", ".join(f"{name} {value:g}" for name, value in values)
             raise DivergedError(
                 f"the loss is not finite at step {bad} (epoch {self.epoch}): {losses}; "
-                "a lower --learning-rate or higher temperatures may help"
+                "a lower `learning_rate` or higher temperatures may help"
             )
         sums = self.meters.sums.tolist()
         steps = max(1, self.steps - self._read_steps)
@@ -63,7 +67,7 @@ class EpochMetrics:
         """Seconds, those before an interruption included."""
         return self.seconds + clock() - self.start
 
-    def row(self, learning_rates: tuple[float, float]) -> dict[str, float]:
+    def row(self, learning_rates: Sequence[float]) -> dict[str, float]:
         """A row of metrics.csv: mean losses over the epoch, the pace over its images (each seen in four views), the
         learning rates of the epoch's first step."""
         self.read()
@@ -75,8 +79,7 @@ class EpochMetrics:
             **dict(zip(self.meters.names, means, strict=True)),
             "images_per_second": self.images / seconds,
             "data_wait": self.waited / seconds,
-            "learning_rate_1": learning_rates[0],
-            "learning_rate_2": learning_rates[1],
+            **{f"learning_rate_{peer}": rate for peer, rate in enumerate(learning_rates, 1)},
             "seconds": seconds,
         }
 
@@ -97,3 +100,16 @@ class EpochMetrics:
         self.waited, self.seconds = state["waited"], state["seconds"]
         self.meters.sums.copy_(state["sums"])
         self._read_steps, self._read_sums = self.steps, self.meters.sums.tolist()
+
+
+def check_weights(peers: Iterable[nn.Module], steps: int, epoch: int) -> None:
+    """The last losses were of the weights before the last step.
+
+    Raises:
+        DivergedError: a weight that is not finite, after so many steps, in this epoch.
+    """
+    parameters = [parameter.detach() for peer in peers for parameter in peer.parameters()]
+    if not torch.stack(torch._foreach_norm(parameters, torch.inf)).isfinite().all():
+        raise DivergedError(
+            f"the weights are not finite after step {steps} (epoch {epoch}); a lower `learning_rate` may help"
+        )

@@ -39,7 +39,7 @@ def starting_point(
         settings.update(_resumed(resume, out))
     if preset is not None:
         if preset not in PRESETS:
-            raise UserError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+            raise UserError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
         settings.update(PRESETS[preset])
     if config_file is not None:
         settings.update(read_settings(config_file))
@@ -71,21 +71,21 @@ def read_settings(path: Path) -> Mapping[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"--config must be a TOML or JSON file, got {path} ({error.strerror})") from None
+        raise UserError(f"`config` must be a TOML or JSON file, got {path} ({error.strerror})") from None
     try:
         text = content.decode()
         settings = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
-        raise UserError(f"--config must be a TOML or JSON file, got {path} ({error})") from None
+        raise UserError(f"`config` must be a TOML or JSON file, got {path} ({error})") from None
     if isinstance(settings, dict) and isinstance(settings.get("config"), dict):
         # as a run folder keeps it, beside the versions; where that run was and on what is its own business
         settings = {key: value for key, value in settings["config"].items() if key not in ("out", "device")}
     if not isinstance(settings, dict):
-        raise UserError(f"--config must have fields and values, got {path} with {type(settings).__name__}")
+        raise UserError(f"`config` must have fields and values, got {path} with {type(settings).__name__}")
     settings = {key.replace("-", "_"): value for key, value in settings.items()}
     unknown = [key for key in settings if key not in PretrainConfig.model_fields]
     if unknown:
         raise UserError(
-            f"--config must have fields of {', '.join(PretrainConfig.model_fields)}; {path} has {', '.join(unknown)}"
+            f"`config` must have fields of {', '.join(PretrainConfig.model_fields)}; {path} has {', '.join(unknown)}"
         )
     return settings

@@ -4,6 +4,8 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,8 +13,9 @@ from torch import nn
 from dogo_fast.data import DataSet, load_data_set
 from dogo_fast.errors import RunInterrupted, UserError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
-from dogo_fast.training.config import PretrainConfig
+from dogo_fast.training.config import PretrainConfig, resolve_device
 from dogo_fast.training.interrupt import ending_at_once
+from dogo_fast.training.progress import folder_of
 from dogo_fast.training.run_folder import RunFolder
 from dogo_fast.training.trainer import Trainer
 
@@ -26,7 +29,7 @@ class PeerResult:
     trained: Scores | None
 
 
-def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
+def pretrain(config: PretrainConfig) -> tuple[PeerResult, ...]:
     """Train both peers as configured, evaluate them, and leave everything in the run folder.
 
     Raises:
@@ -34,7 +37,9 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
         DivergedError: a loss that is not finite; the checkpoints and metrics from before are kept.
         RunInterrupted: SIGTERM or SIGINT; in training, the step was finished and everything is saved.
     """
-    config = config.resolve() if config.resume is None else config  # else out may follow from the checkpoint
+    resolve_device(config.device)  # before the data are read: that may take long
+    if folder_of(config) is None and config.resume != "auto":
+        config = config.model_copy(update={"out": new_folder(config)})
     data = load_data_set(
         config.data,
         config.data_dir,
@@ -48,24 +53,26 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, PeerResult]:
         raise
     except ValueError as error:  # of networks and recipes that do not suit the images
         raise UserError(str(error)) from error
-    if trainer.config.out is None:  # of a checkpoint that lies in no run folder
-        trainer.config = trainer.config.resolve()
     folder = trainer.open_folder()
-    with (
-        folder.locked(),
-        ending_at_once(f"To go on: dogo-fast pretrain --resume auto --out {shlex.quote(str(folder.path))}"),
-    ):
+    again = f"dogo-fast pretrain --resume auto --out {shlex.quote(str(folder.path))}"
+    with folder.locked(), ending_at_once(f"To go on: {again}"):
         announce(trainer, folder)
         folder.write_config(trainer.config)
         untrained = _untrained_scores(trainer)
         trainer.fit(folder)
         if trainer.asked_to_stop is not None and config.evaluate:
-            how = f"dogo-fast pretrain --resume auto --out {shlex.quote(str(folder.path))}"
-            raise RunInterrupted(f"stopped by {trainer.asked_to_stop} after the last step; saved. To evaluate: {how}")
+            raise RunInterrupted(f"stopped by {trainer.asked_to_stop} after the last step; saved. To evaluate: {again}")
         trained = _evaluate(evaluate_features, trainer, "trained")
-        first, second = (PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
-        folder.write_json("results.json", {"peer_1": _measured(first), "peer_2": _measured(second)})
-    return first, second
+        results = tuple(PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
+        folder.write_json("results.json", {f"peer_{number}": _measured(peer) for number, peer in enumerate(results, 1)})
+    return results
+
+
+def new_folder(config: PretrainConfig) -> Path:
+    """Where a run writes that was not told: runs/DATA-PEERS-TIME."""
+    names = "-".join(name.replace(":", "-") for name in config.peers)
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.data.replace(':', '-').replace('/', '-')}-{names}-{time}"
 
 
 def _measured(result: PeerResult) -> dict[str, Any]:
@@ -88,10 +95,11 @@ def announce(trainer: Trainer, folder: RunFolder) -> None:
 
 def _untrained_scores(trainer: Trainer) -> list[Scores | None]:
     """Measured before the first step, and remembered by the checkpoints."""
-    if "untrained" not in trainer.notes:
+    notes = trainer.progress.notes
+    if "untrained" not in notes:
         scores = _evaluate(evaluate_untrained, trainer, "untrained") if trainer.steps == 0 else [None, None]
-        trainer.notes["untrained"] = [None if score is None else asdict(score) for score in scores]
-    return [None if score is None else Scores(**score) for score in trainer.notes["untrained"]]
+        notes["untrained"] = [None if score is None else asdict(score) for score in scores]
+    return [None if score is None else Scores(**score) for score in notes["untrained"]]
 
 
 def _evaluate(

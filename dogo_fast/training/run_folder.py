@@ -1,13 +1,11 @@
 """The folder of a run: configuration, metrics, weights, results and checkpoints, each file replaced as a whole."""
 
+import contextlib
 import csv
-import fcntl
 import io
 import json
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,14 @@ from safetensors.torch import save
 
 from dogo_fast import __version__
 from dogo_fast.atomic import is_unfinished, remove_unfinished, write_atomically
+from dogo_fast.data import DataSet
 from dogo_fast.errors import UserError
+from dogo_fast.locks import locked
 from dogo_fast.peers import Peer
 from dogo_fast.training.checkpoint import CheckpointFolder
 from dogo_fast.training.config import PretrainConfig
 
 CONFIG = "config.json"
-
-_held: set[int] = set()
-"""File descriptors of the locks of this process."""
-
-
-def _leave_locks_to_the_parent() -> None:
-    """A worker that outlives a killed run must not keep its folder locked."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 class RunFolder:
@@ -60,20 +47,20 @@ class RunFolder:
             others = [file for file in path.iterdir() if not is_unfinished(file)]
             if others and not (resumed and is_run):
                 hint = (
-                    "has files in it that are no run's" if resumed else "has files in it (a run: --resume auto goes on)"
+                    "has files in it that are no run's" if resumed else "has files in it (a run: `resume` auto goes on)"
                 )
-                raise UserError(f"--out must be a new or an empty folder, got {path}, which {hint}")
+                raise UserError(f"`out` must be a new or an empty folder, got {path}, which {hint}")
         except (OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"--out must be a folder that can be made here, got {path} ({reason})") from None
+            raise UserError(f"`out` must be a folder that can be made here, got {path} ({reason})") from None
         self.path = path
         self.checkpoints = checkpoints
         self._expected = expected
-        self._lock: int | None = None
+        self._locked = False
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing here meanwhile, and remove what a killed one was writing.
 
@@ -82,30 +69,24 @@ class RunFolder:
         Raises:
             UserError: another process is at work in the folder, or has been since its checkpoints were looked at.
         """
-        if self._lock is not None:
+        if self._locked:
             yield
             return
-        self._lock = os.open(self.path, os.O_RDONLY)
-        _held.add(self._lock)
-        try:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.path, wait=False))
             except BlockingIOError:
-                raise UserError(f"--out must be a folder that no other run is using, got {self.path}") from None
-            except OSError:
-                pass
+                raise UserError(f"`out` must be a folder that no other run is using, got {self.path}") from None
             if self._expected is not None and self.checkpoints.files() != self._expected:
-                raise UserError(f"--out must be a folder that no other run has used meanwhile, got {self.path}")
+                raise UserError(f"`out` must be a folder that no other run has used meanwhile, got {self.path}")
             for folder in (self.path, self.checkpoints.path):
                 remove_unfinished(folder)
+            self._locked = True
             try:
                 yield
             finally:
+                self._locked = False
                 self._expected = self.checkpoints.files()
-        finally:
-            _held.discard(self._lock)
-            os.close(self._lock)
-            self._lock = None
 
     def write_config(self, config: PretrainConfig) -> None:
         """The resolved configuration and what it ran on."""
@@ -127,14 +108,19 @@ class RunFolder:
         """One JSON file."""
         write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
-    def write_peer(self, number: int, name: str, peer: Peer, about: dict[str, str]) -> None:
-        """Backbone and heads of peer 1 or 2; ``about`` goes into the files' metadata."""
-        metadata = {"backbone": name, "features": str(peer.features), "method": peer.method, "dogo_fast": __version__}
-        for suffix, weights in (("", peer.backbone.state_dict()), ("_heads", peer.heads())):
-            # copies: tied weights share their memory, which safetensors refuses; extra state is no weight
-            tensors = {key: value.detach().cpu().clone() for key, value in weights.items() if torch.is_tensor(value)}
-            tensors = {key: value.contiguous() for key, value in tensors.items()}
-            write_atomically(self.path / f"peer_{number}{suffix}.safetensors", save(tensors, metadata | about))
+    def write_peers(self, names: Sequence[str], peers: Sequence[Peer], data: DataSet) -> None:
+        """Each peer's backbone and heads; how the images were prepared goes into the files' metadata."""
+        images = {"image_size": data.image_size, "mean": list(data.mean), "deviation": list(data.deviation)}
+        for number, (name, peer) in enumerate(zip(names, peers, strict=True), 1):
+            about = {"backbone": name, "features": peer.features, "method": peer.method, "dogo_fast": __version__}
+            metadata = {key: str(value) for key, value in (about | images).items()}
+            for suffix, weights in (("", peer.backbone.state_dict()), ("_heads", peer.heads())):
+                # copies: tied weights share their memory, which safetensors refuses; extra state is no weight
+                tensors = {
+                    key: value.detach().cpu().clone() for key, value in weights.items() if torch.is_tensor(value)
+                }
+                tensors = {key: value.contiguous() for key, value in tensors.items()}
+                write_atomically(self.path / f"peer_{number}{suffix}.safetensors", save(tensors, metadata))
 
 
 def run_settings(path: Path) -> dict[str, Any] | None:

@@ -2,5 +2,5 @@
 the GPU at hand (``dogo-fast tune``).
 
 ``search`` has the candidates and the choice, given a way to compile and a way to time; ``compiling`` and ``timing`` are
-those two; ``command`` is the command line's. Where the tables lie: dogo_fast/ops/tile_tables.py.
+those two. The command: dogo_fast/commands/tune.py. Where the tables lie: dogo_fast/ops/tile_tables.py.
 """

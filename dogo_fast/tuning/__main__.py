@@ -18,7 +18,6 @@ from dogo_fast.tuning.search import KERNELS, Problem, all_tiles
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dogo_fast.tuning", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--static", action="store_true", help="what is done anyhow; dogo-fast tune measures")
     parser.add_argument("--targets", nargs="+", default=list(STATIC_TARGETS), choices=tuple(SHARED_LIMITS))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument("--widths", nargs="+", type=int, default=[128], metavar="D")

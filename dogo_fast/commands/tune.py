@@ -3,51 +3,49 @@
 import datetime
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
+from pydantic import AfterValidator, Field
 
 from dogo_fast.atomic import alone_with, write_atomically
+from dogo_fast.commands.options import Minutes, Options, parse
 from dogo_fast.errors import UserError
 from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table
 from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
+from dogo_fast.training.config import Metavar
 from dogo_fast.tuning.search import KERNELS, Choice, DefaultFailed, Problem, Tools, choose
 
 DType = Literal["bfloat16", "float16", "float32"]
 
 
-@dataclass(frozen=True)
-class TuneConfig:
-    """Measure tiles on the present GPU and keep the fastest for the losses to load."""
+def _from(least: int, most: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if not least <= value <= most:
+            raise ValueError(f"must be numbers from {least} to {most}")
+        return value
+
+    return AfterValidator(check)
+
+
+class TuneConfig(Options):
+    """What is measured, for how long, and where the table is kept."""
 
     quick: bool = False
     """Only the nearest tiles, in fewer rounds."""
-    dtypes: tuple[DType, ...] = ("bfloat16", "float16", "float32")
+    dtypes: tuple[DType, ...] = Field(("bfloat16", "float16", "float32"), min_length=1)
     """Of the products."""
-    widths: tuple[int, ...] = (128,)
+    widths: tuple[Annotated[int, _from(1, 1 << 16)], ...] = Field((128,), min_length=1)
     """Columns of a projection; each stands for its bucket: up to 64, 128, 256, wider."""
-    rows: tuple[int, ...] = (256, 1024, 4096, 16384)
+    rows: tuple[Annotated[int, _from(2, 1 << 20)], ...] = Field((256, 1024, 4096, 16384), min_length=1)
     """Rows of a view; each stands for its bucket: from 0, 512, 2048, 8192."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the user's cache)")] = None
-    """Table to write or to add to; DOGO_FAST_TILES=FILE then makes it count."""
-    minutes: float | None = None
+    out: Annotated[Path | None, Metavar("FILE")] = None
+    """Table to write or to add to (default: the user's cache); DOGO_FAST_TILES=FILE then makes it count."""
+    minutes: Minutes = None
     """Begin no further entry after so long."""
-
-    def check(self) -> None:
-        """Raises UserError for a value that is not allowed."""
-        for option, values, least, most in (("widths", self.widths, 1, 1 << 16), ("rows", self.rows, 2, 1 << 20)):
-            wrong = [value for value in values if not least <= value <= most]
-            if wrong or not values:
-                raise UserError(f"--{option} must be numbers from {least} to {most}, got {wrong[0] if wrong else '()'}")
-        if not self.dtypes:
-            raise UserError("--dtypes must be some of bfloat16, float16, float32, got none")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise UserError(f"--minutes must be a finite number above 0, got {self.minutes}")
 
     def problems(self) -> Iterator[Problem]:
         """One for every entry, the usual dtypes and small sizes first; a bucket that is named twice counts once."""
@@ -61,17 +59,22 @@ class TuneConfig:
                         yield problem
 
 
-def run_tune(config: TuneConfig) -> None:
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Tuning as the words say."""
+    config = parse("tune", words, TuneConfig, summary)
+    return lambda: run(config)
+
+
+def run(config: TuneConfig) -> None:
     """Tune on the present GPU.
 
     Raises:
-        UserError: a wrong option, no GPU, or a file that cannot be read or written.
+        UserError: no GPU, or a file that cannot be read or written.
         KeyboardInterrupt: says what is kept.
     """
-    config.check()
     out = config.out if config.out is not None else tile_tables.cached_file()
     if out is None:
-        raise UserError("--out FILE is needed: there is no home folder to keep the table in")
+        raise UserError("`out` must be given: there is no home folder to keep the table in")
     if not torch.cuda.is_available() or interpreting():
         where = "torch sees none here" if not interpreting() else "TRITON_INTERPRET=1 runs the kernels on the CPU"
         raise UserError(
@@ -182,7 +185,7 @@ def merge(path: Path, entries: Table) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out must be a file that can be written, got {path} ({error.strerror})") from None
+        raise UserError(f"`out` must be a file that can be written, got {path} ({error.strerror})") from None
     with alone_with(path):
         together = {**(tile_tables.read_file(path) if path.exists() else {}), **entries}
         write_atomically(path, configurations.table_text(together).encode())

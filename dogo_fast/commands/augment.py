@@ -1,20 +1,21 @@
-"""A sheet of views to look at: one row an image, first the image, then its views."""
+"""``dogo-fast augment``: a sheet of views to look at, one row an image, first the image, then its views."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from dogo_fast.augment import Augmentation
+from dogo_fast.commands.options import Options, parse
 from dogo_fast.data import load_data_set
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
-from dogo_fast.training.config import CheckedRecipe, resolve_device
-from dogo_fast.training.trainer import VIEWS, choose_recipe
+from dogo_fast.training.building import VIEWS, choose_recipe
+from dogo_fast.training.config import CheckedRecipe, Metavar, resolve_device
 
 MARGIN = 2
 """Pixels between the pictures."""
@@ -22,20 +23,16 @@ SMALLEST = 96
 """Small pictures are enlarged to at least this side, without smoothing."""
 
 
-class SheetConfig(BaseModel):
-    """Save a sheet of views, to look at."""
+class AugmentConfig(Options):
+    """What is on a sheet of views, and where it is saved."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("views.png")
+    out: Annotated[Path, Metavar("FILE")] = Path("views.png")
     """Where to save it; the ending says the format."""
-    data: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits"
+    data: Annotated[str, Metavar("NAME")] = "digits"
     """Data set, as in pretrain."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Annotated[Path | None, Metavar("DIR")] = None
     """Folder that holds the data set's files."""
-    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = Field(
-        None, ge=4, le=4096
-    )
+    image_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
     """As in pretrain."""
     recipe: CheckedRecipe = "auto"
     """As in pretrain."""
@@ -45,11 +42,17 @@ class SheetConfig(BaseModel):
     """Of how many epochs to show the views: four each."""
     seed: int = Field(0, ge=0, lt=2**63)
     """A run with this seed sees these views."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    device: Annotated[str, Metavar("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to make them."""
 
 
-def save_sheet(config: SheetConfig) -> str:
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Saving the sheet, and printing where it is."""
+    config = parse("augment", words, AugmentConfig, summary)
+    return lambda: print(save_sheet(config))
+
+
+def save_sheet(config: AugmentConfig) -> str:
     """Make the sheet and write the file; returns a line that says what is where.
 
     Raises:
@@ -64,7 +67,7 @@ def save_sheet(config: SheetConfig) -> str:
         try:
             images = torch.stack([data.pretraining.read(index) for index in range(count)])
         except DamagedImageError as error:
-            raise UserError(f"--images must not reach a damaged one, got {count}: {error}") from None
+            raise UserError(f"`images` must not reach a damaged one, got {count}: {error}") from None
     images = images.contiguous().to(device)
     recipe = choose_recipe(config.recipe, data)
     size = data.image_size
@@ -82,7 +85,7 @@ def save_sheet(config: SheetConfig) -> str:
     try:
         Image.fromarray(picture.numpy()).save(config.out)
     except (OSError, ValueError) as error:
-        raise UserError(f"--out must be a picture file that can be written here, got {config.out} ({error})") from None
+        raise UserError(f"`out` must be a picture file that can be written here, got {config.out} ({error})") from None
     views = VIEWS * config.epochs
     return f"{config.out}: {count} images of {data.name}, each with {views} views ({VIEWS} an epoch, two of each peer)"
 

@@ -8,13 +8,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from dogo_fast.atomic import alone_with, remove_unfinished_writes, write_atomically
+from dogo_fast.commands.options import Minutes, Options, parse
 from dogo_fast.errors import StoppedBySignal, UserError
+from dogo_fast.training.config import Metavar
 
 Suite = Literal["dogo_loss", "nt_xent", "similarity_kl", "augment", "step", "pretraining"]
 Grid = Literal["short", "full", "check", "smoke"]
@@ -22,46 +26,52 @@ NEEDED = ("pytest", "pytest_benchmark", "kornia")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PASSED_ON: dict[int, int] = {signal.SIGINT: signal.SIGTERM}
 GRACE = 5.0
-INCOMPLETE = "-incomplete"
-"""At the end of a record's name, while not all is measured."""
 
 
-def benchmark(
-    grid: Grid = "short",
-    only: tuple[Suite, ...] = (),
-    out: Path = Path("benchmark.json"),
-    minutes: float | None = None,
-) -> None:
-    """Measure every kernel against what it is compared with, on the CPU and on a GPU if there is one.
+class BenchmarkConfig(Options):
+    """What is measured, and where the record is written."""
 
-    Args:
-        grid: which sizes: short (about ten minutes), full (an evening), check (the few that make bench-check compares),
-            smoke (to see that all runs).
-        only: some of the suites; all of them if none is given.
-        out: where the record is written. Until all is measured, what there is lies beside it, with "-incomplete" in its
-            name, and stays if the run is ended, until the next one has measured something.
-        minutes: begin no further case after so long; the record says by its cases which had their turn.
+    grid: Grid = "short"
+    """Which sizes: short (about ten minutes), full (an evening), check (the few that make bench-check compares), smoke
+    (to see that all runs)."""
+    only: Annotated[tuple[Suite, ...], Metavar("SUITE")] = Field(
+        (), description=f"Some of the suites {', '.join(get_args(Suite))}; all of them if none is given."
+    )
+    out: Annotated[Path, Metavar("FILE")] = Path("benchmark.json")
+    """Where the record is written. Until all is measured, what there is lies beside it, with "-incomplete" in its name,
+    and stays if the run is ended, until the next one has measured something."""
+    minutes: Minutes = None
+    """Begin no further case after so long; the record says by its cases which had their turn."""
+
+
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Measuring, and showing what was measured."""
+    config = parse("benchmark", words, BenchmarkConfig, summary)
+    return lambda: benchmark(config)
+
+
+def benchmark(config: BenchmarkConfig) -> None:
+    """Measure every kernel against what it is compared with, on the CPU and on a GPU if there is one; print tables.
 
     Raises:
-        UserError: a wrong option, packages that are missing, a place that cannot be written or that another run writes
-            to, nothing to measure, or a benchmark that failed.
+        UserError: packages that are missing, a place that cannot be written or that another run writes to, nothing to
+            measure, or a benchmark that failed.
         StoppedBySignal: SIGTERM, SIGINT or SIGHUP; all that measured has ended, and ``out`` is as it was.
     """
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise UserError(f"--minutes must be a finite number above 0, got {minutes}")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'dogo-fast[train,bench]'")
     specification = importlib.util.find_spec("dogo_fast.bench")
     if specification is None or specification.origin is None:
         raise UserError("the benchmarks are not installed with this copy of dogo_fast")
+    out = config.out
     incomplete = _check_place(out)
     with alone_with(out, wait=False):
         remove_unfinished_writes(incomplete)
         before = _identity(incomplete)
         folder = Path(specification.origin).parent
         with tempfile.TemporaryDirectory() as scratch:
-            command = _suite(folder, Path(scratch), grid, only, incomplete, minutes)
+            command = _suite(folder, Path(scratch), incomplete, config)
             # options of a pytest that this may run in are not for the suite
             environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
             try:
@@ -91,26 +101,26 @@ def _check_place(out: Path) -> Path:
     try:
         resolved = out.resolve()
     except (OSError, RuntimeError):  # a link that leads to itself
-        raise UserError(f"--out must be a file that can be written, got {out}, a link that leads nowhere") from None
+        raise UserError(f"`out` must be a file that can be written, got {out}, a link that leads nowhere") from None
     if not out.parent.is_dir() or (out.exists() and not out.is_file()):
-        raise UserError(f"--out must be a file in a folder that exists, got {out}")
+        raise UserError(f"`out` must be a file in a folder that exists, got {out}")
+    from dogo_fast.bench.records import INCOMPLETE
+
     incomplete = out.with_name(f"{out.stem}{INCOMPLETE}{out.suffix}")
     writable = all(os.access(each.parent, os.W_OK) for each in (out, resolved))
     if not writable or (incomplete.exists() and not incomplete.is_file()):
-        raise UserError(f"--out must be a file that can be written, with {incomplete.name} beside it, got {out}")
+        raise UserError(f"`out` must be a file that can be written, with {incomplete.name} beside it, got {out}")
     return incomplete
 
 
-def _suite(
-    folder: Path, scratch: Path, grid: Grid, only: Sequence[Suite], record: Path, minutes: float | None
-) -> list[str]:
+def _suite(folder: Path, scratch: Path, record: Path, config: BenchmarkConfig) -> list[str]:
     """The command that runs the suites of ``folder``, whatever settings of pytest lie about."""
     settings = scratch / "pytest.ini"
     settings.write_text("[pytest]\n")
-    files = [str(folder / f"test_{name}.py") for name in only] or [str(folder)]
+    files = [str(folder / f"test_{name}.py") for name in config.only] or [str(folder)]
     options = ["-c", str(settings), "--rootdir", str(folder.parent), "-p", "no:cacheprovider", "-q", "-rs"]
-    options += [f"--grid={grid}", f"--record={record}", f"--parent={os.getpid()}"]
-    options += [] if minutes is None else [f"--minutes={minutes}"]
+    options += [f"--grid={config.grid}", f"--record={record}", f"--parent={os.getpid()}"]
+    options += [] if config.minutes is None else [f"--minutes={config.minutes}"]
     options += ["--benchmark-columns=median,iqr,rounds", f"--benchmark-storage={scratch}"]
     return [sys.executable, "-m", "pytest", *files, *options]
 

@@ -1,0 +1,107 @@
+"""What a trainer is built of: its images, their views, the peers, their optimisers, and the step of them all."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
+from dogo_fast.data import DataSet, ImageSource
+from dogo_fast.peers import Peer, build_peer
+from dogo_fast.philox import derive_seed
+from dogo_fast.training.config import PRECISIONS, PretrainConfig
+from dogo_fast.training.objectives import Objective
+from dogo_fast.training.optimisers import build_optimiser
+from dogo_fast.training.step import StepSettings, TrainingStep
+
+VIEWS = 4
+"""Two of each peer."""
+SMALL_PHOTOGRAPH = 64
+"""Pixels: larger images get SimCLR's recipe for ImageNet, with blur, the others that for CIFAR-10."""
+
+
+def as_data_set(data: Tensor | DataSet | ImageSource) -> DataSet:
+    """Images without labels as a data set; a data set's own, contiguous.
+
+    Raises:
+        TypeError, ValueError: anything else, or a tensor that is not uint8 [N, 3, S, S].
+    """
+    if not isinstance(data, Tensor | DataSet | ImageSource):
+        raise TypeError(f"data must be a tensor, a DataSet or an ImageSource, got {type(data).__name__}")
+    if isinstance(data, Tensor) and (data.dtype != torch.uint8 or data.dim() != 4 or data.shape[1] != 3):
+        raise ValueError(f"data must be images uint8 [N, 3, H, W], got {data.dtype} {tuple(data.shape)}")
+    if isinstance(data, Tensor) and data.shape[2] != data.shape[3]:
+        raise ValueError(f"data must be square images, got {tuple(data.shape)}")
+    data = data if isinstance(data, DataSet) else DataSet("images", data, None, None, ())
+    images = data.pretraining
+    return replace(data, pretraining=images.contiguous()) if isinstance(images, Tensor) else data
+
+
+def choose_recipe(recipe: str | ViewRecipe, data: DataSet) -> ViewRecipe:
+    """The recipe itself, or the one of that name; ``"auto"`` is the one for the data set."""
+    if isinstance(recipe, ViewRecipe):
+        return recipe
+    if recipe == "auto":
+        recipe = "cifar" if data.image_size <= SMALL_PHOTOGRAPH else "simclr"
+        recipe = data.name if data.name in VIEW_RECIPES else recipe
+    return VIEW_RECIPES[recipe]
+
+
+def build_step(config: PretrainConfig, data: DataSet, backbones: Sequence[str | nn.Module]) -> TrainingStep:
+    """The step of a resolved configuration.
+
+    Args:
+        config: resolved.
+        data: on its device.
+        backbones: names, or modules, which are trained in place.
+
+    Raises:
+        ValueError: backbones that give no features, share what they learn, or are not float32.
+    """
+    device, dtype, size = torch.device(config.device), PRECISIONS[config.precision], data.image_size
+    augmentation = Augmentation(
+        [choose_recipe(config.recipe, data)] * VIEWS,
+        (size, size),
+        derive_seed(config.seed, "views"),
+        mean=data.mean,
+        deviation=data.deviation,
+        dtype=dtype,
+        device=device,
+    )
+    peers = [
+        build_peer(backbone, size, config.seed, number, method).to(device)
+        for number, (backbone, method) in enumerate(zip(backbones, config.method, strict=True), 1)
+    ]
+    _check_parameters(peers)
+    optimisers = [
+        build_optimiser(
+            config.optimiser[number],
+            peer.parameters(),
+            learning_rate=config.learning_rate[number],
+            weight_decay=config.weight_decay[number],
+            momentum=config.momentum[number],
+            device=device,
+        )
+        for number, peer in enumerate(peers)
+    ]
+    objective = Objective(
+        config.method, config.kd_weight, config.temperature, config.kd_temperature, config.kl_reduction
+    )
+    images = data.pretraining
+    if not isinstance(images, Tensor):
+        images = torch.zeros(config.batch_size, 3, size, size, dtype=torch.uint8, device=device)
+    settings = StepSettings(dtype, config.accumulate, config.clip_norm, config.compile)
+    return TrainingStep(peers, optimisers, objective, augmentation, images, config.batch_size, settings)
+
+
+def _check_parameters(peers: Sequence[Peer]) -> None:
+    parameters = [parameter for peer in peers for parameter in peer.parameters()]
+    buffers = [buffer for peer in peers for buffer in peer.buffers()]
+    if len(set(parameters)) < len(parameters):
+        raise ValueError("backbones must not share parameters: each peer has an optimiser of its own")
+    if len(set(buffers)) < len(buffers):
+        raise ValueError("backbones must not share buffers: each peer has batch norms of its own")
+    for parameter in parameters:
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"backbones must have float32 parameters (precision is an option), got {parameter.dtype}")
