@@ -3,9 +3,8 @@
 ``dense`` is the formula of dogo_fast/reference.py in the dtype of the inputs; ``compile`` and ``max-autotune`` are
 torch.compile of it, for that shape alone. ``authors`` is the formula of the DoGo authors' published code, written anew:
 cosines by broadcasting, [2N, 2N, D]. Of lightly and pytorch-metric-learning come the NT-Xent, beside the dense KL where
-the whole loss is asked for; both synchronise with the host, so they are not captured. Liger-Kernel has a KL of
-log-probabilities, beside dense cosines, on a GPU. cut-cross-entropy and inf-cl have no loss that leaves a row's
-similarity with itself out, so neither computes an NT-Xent: they do not apply.
+the whole loss is asked for; both synchronise with the host, so they are not captured. cut-cross-entropy and inf-cl have
+no loss that leaves a row's similarity with itself out, so neither computes an NT-Xent: they do not apply.
 """
 
 import importlib.util
@@ -33,13 +32,12 @@ def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contende
         "lightly": lambda loss, device: _library(loss, "lightly", _lightly),
         "metric-learning": lambda loss, device: _library(loss, "pytorch_metric_learning", _metric_learning),
         "authors": lambda loss, device: _authors(loss),
-        "liger": _liger,
     }
     found = [known[name](loss, device) for name in wanted]
     return [*(each for each in found if each is not None), Contender("ours", lambda: _ours(loss, FUSED[device]))]
 
 
-CONTENDERS = ("dense", "compile", "max-autotune", "lightly", "metric-learning", "authors", "liger")
+CONTENDERS = ("dense", "compile", "max-autotune", "lightly", "metric-learning", "authors")
 
 
 def dense(loss: str) -> Loss:
@@ -164,23 +162,3 @@ def _authors_kl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) 
     own = torch.softmax(_broadcast_cosines(*student) / KD_TEMPERATURE, dim=1).log()
     other = torch.softmax(_broadcast_cosines(*teacher) / KD_TEMPERATURE, dim=1).detach()
     return F.kl_div(own, other, reduction="batchmean")
-
-
-def _liger(loss: str, device: str) -> Contender | None:
-    if loss != "similarity_kl" or device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        return None
-
-    def prepare() -> Loss:
-        from liger_kernel.transformers import LigerKLDIVLoss
-
-        divergence = LigerKLDIVLoss(reduction="batchmean", log_target=True)
-
-        def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-            own = torch.log_softmax(reference.cosine_similarity(a, b) / KD_TEMPERATURE, dim=1)
-            other = torch.log_softmax(reference.cosine_similarity(c, d) / KD_TEMPERATURE, dim=1)
-            value: Tensor = divergence(own, other.detach())
-            return value
-
-        return kl
-
-    return Contender("liger", prepare, capturable=False)

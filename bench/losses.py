@@ -1,19 +1,24 @@
 """The benchmark of a loss at one size: time of forward, backward and both, value, gradient and memory, all together."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import contenders
+from dogo_fast.ops.compiling import KernelCase
+
+from . import contenders, per_kernel
 from .grid import BUDGET, WANTED, LossCase, loss_cases
-from .timing import Inputs, differentiate, measure, quartiles
+from .timing import FEWEST_ROUNDS, Inputs, Loss, differentiate, input_sets, measure, quartiles
 from .work import Shape, bound, needed
 
 MOST_IMAGES_OF_ORACLE = {"cpu": 1024, "cuda": 4096}
 """Up to this N the errors against float64 are recorded; the dense formula in float64 takes 32 N² bytes a matrix."""
+MOST_PASSES = 20
+"""In which the kernels are profiled."""
 
 VIEWS = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 4}
 DIFFERENTIATED = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 2}
@@ -66,6 +71,20 @@ def bench_loss(benchmark: Any, loss: str, case: LossCase, grid: str, rates: dict
             "roofline": roofline(loss, case, rates, summary["ours"]["both"][1]),
         }
     )
+    if case.device == "cuda":
+        benchmark.extra_info["kernels"] = kernels(found[-1].prepare(), make, benchmark.extra_info, rates)
+
+
+def kernels(ours: Loss, make: Callable[[], Inputs], info: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
+    """Each kernel of about a second of passes, over inputs that rotate as those that were timed."""
+
+    def run(inputs: Inputs) -> None:
+        differentiate(ours(*inputs), inputs)
+
+    count = max(FEWEST_ROUNDS, min(MOST_PASSES, int(1 / info["seconds"]["ours"]["both"][1])))
+    sets = input_sets(make)
+    passes = [functools.partial(run, sets[number % len(sets)]) for number in range(count)]
+    return per_kernel.measure(passes, KernelCase(info["loss"], info["dtype"], info["D"], info["N"], "static"), rates)
 
 
 def roofline(loss: str, case: LossCase, rates: dict[str, float], seconds: float) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic import model_validator as check
 
+from dogo_fast.ops.compiling import KernelCase
+
 RESULTS = Path(__file__).resolve().parent / "results"
 INCOMPLETE = "-incomplete"
 """At the end of a record's name, while not all is measured."""
@@ -57,12 +59,44 @@ def with_ours(by_name: dict[str, Any]) -> dict[str, Any]:
     return by_name
 
 
+class WorkInfo(Part):
+    flop: FromZero
+    exponentials: FromZero
+    bytes: FromZero
+
+
+class KernelInfo(Part):
+    """A kernel's time in a pass on a GPU, the work that it runs and that is needed, and the bound of the latter."""
+
+    kernel: str
+    tile: str
+    warps: Count
+    programs: Count
+    seconds: Quartiles
+    run: WorkInfo
+    needed: WorkInfo
+    bound_seconds: FromZero
+    limiter: str
+    percent: FromZero
+
+
+class KernelsInfo(Part):
+    """All kernels of a pass, or why they are ``unavailable``."""
+
+    case: KernelCase
+    unavailable: str | None = None
+    rates: Rates | None = None
+    multiprocessors: Count = 1
+    kernels: list[KernelInfo] = []
+
+
 class Info(Part):
     """What every benchmark has."""
 
     kind: str
     device: Device
     N: Count
+    kernels: KernelsInfo | None = None
 
 
 class LossInfo(Info):
@@ -146,6 +180,8 @@ class CPU(Part):
 
 class GPU(Part):
     name: str
+    architecture: Annotated[str, Field(pattern=r"^(sm_\d{1,4}|gfx\w{1,8})$")]
+    """A part of a file's name."""
     driver: str | None = None
     cuda: str | None = None
 

@@ -4,13 +4,26 @@ python -m dogo_fast.bench.tables FILE.json
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from .contenders import CONTENDERS
-from .records import PLACES, LossInfo, NotARecord, PretrainingInfo, RatedInfo, Record, StepInfo, ViewsInfo, load
+from .records import (
+    PLACES,
+    Info,
+    KernelInfo,
+    KernelsInfo,
+    LossInfo,
+    NotARecord,
+    PretrainingInfo,
+    RatedInfo,
+    Record,
+    StepInfo,
+    ViewsInfo,
+    load,
+)
 from .work import PASSES, Shape, bound
 
 TITLES = {
@@ -25,6 +38,9 @@ RATED: dict[type[RatedInfo], str] = {
 }
 """Titles of the kinds of benchmarks that have a rate."""
 MISSING = "–"
+
+Predict = Callable[[KernelInfo, KernelsInfo], Sequence[float]]
+"""Seconds of a kernel, all pipes busy at once and in turns; none where nothing is known."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -156,7 +172,42 @@ def phase_table(infos: Sequence[StepInfo]) -> list[str]:
     return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
 
 
-def sections(record: Record) -> list[tuple[str, list[str]]]:
+def unforeseen(kernel: KernelInfo, measured: KernelsInfo) -> Sequence[float]:
+    """In place of what a kernel's machine code predicts, which developers alone have (bench/reports/roofline.py)."""
+    return ()
+
+
+def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
+    """Each kernel on a GPU: its time, its work, its bound, the percent reached, and what its machine code predicts."""
+    head = ["", "dtype", "D", "N", "kernel", "tile", "µs", "predicted, µs", "GFLOP", "exponentials, M", "MB"]
+    head += ["bound, µs", "limiter", "% of bound"]
+    rows = []
+    for measured in found:
+        case = measured.case
+        what = [f"{case.loss}, {case.variant}", case.dtype, str(case.D), str(case.N)]
+        if measured.unavailable is not None:
+            rows.append([*what, f"unmeasured: {measured.unavailable}", *[MISSING] * (len(head) - 5)])
+        for kernel in measured.kernels:
+            run, least = kernel.run, kernel.needed
+            rows.append(
+                [
+                    *what,
+                    kernel.kernel.removesuffix("_kernel"),
+                    f"{kernel.tile}, {kernel.warps} warps".removeprefix(", "),
+                    spread(kernel.seconds, 1e6),
+                    " to ".join(number(1e6 * value) for value in predict(kernel, measured)) or MISSING,
+                    f"{number(run.flop / 1e9)} ({number(least.flop / 1e9)})" if run.flop else MISSING,
+                    f"{number(run.exponentials / 1e6)} ({number(least.exponentials / 1e6)})" if run.flop else MISSING,
+                    number(run.bytes / 1e6),
+                    number(1e6 * kernel.bound_seconds),
+                    kernel.limiter,
+                    f"{kernel.percent:.0f}",
+                ]
+            )
+    return table(head, rows)
+
+
+def sections(record: Record, predict: Predict = unforeseen) -> list[tuple[str, list[str]]]:
     """Title and table of everything a record has."""
     found = []
     for device in ("cuda", "cpu"):
@@ -169,6 +220,8 @@ def sections(record: Record) -> list[tuple[str, list[str]]]:
     found += [(title, rate_table(record, kind)) for kind, title in RATED.items() if record.of(kind)]
     if steps := record.of(StepInfo):
         found.append(("Shares of an eager step", phase_table(steps)))
+    if kernels := [info.kernels for info in record.of(Info) if info.kernels]:
+        found.append(("Kernels on the GPU", kernel_table(kernels, predict)))
     return found
 
 

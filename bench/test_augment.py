@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from dogo_fast.augment import VIEW_RECIPES, Augmentation
+from dogo_fast.ops.compiling import KernelCase
 
+from . import per_kernel
 from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views
 from .timing import Rated, measure_rates, synchronize
 
@@ -39,7 +41,7 @@ def cases(grid: str) -> Iterable[ViewCase]:
     return [*small, ViewCase("cpu", 96, "simclr", 64, 9), *large]
 
 
-def test_views(benchmark: Any, case: ViewCase) -> None:
+def test_views(benchmark: Any, case: ViewCase, rates: dict[str, float]) -> None:
     device, size, recipe, N, rounds = case
     threads = torch.get_num_threads()
     chosen = VIEW_RECIPES[recipe]
@@ -70,3 +72,6 @@ def test_views(benchmark: Any, case: ViewCase) -> None:
     # of torchvision's, one view each is measured
     measured = measure_rates(benchmark, Rated(VIEWS * N, make_ours, others, {"torchvision": VIEWS}), rounds)
     benchmark.extra_info.update({"kind": "views", **case._asdict(), **measured})
+    if device == "cuda":
+        named = KernelCase("augment", "bfloat16", size, N, recipe)
+        benchmark.extra_info["kernels"] = per_kernel.measure([make_ours] * rounds, named, rates)

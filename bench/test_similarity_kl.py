@@ -1,4 +1,4 @@
-"""The similarity KL alone, its teacher constant, forward, backward and both, in turns with what it is measured against."""
+"""The similarity KL alone, its teacher constant: forward, backward and both, in turns with the others."""
 
 from .losses import suite
 

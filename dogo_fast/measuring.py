@@ -63,7 +63,7 @@ def compiler_versions() -> dict[str, str | None]:
         "torch": str(torch.__version__),
         "triton": version("triton"),
         "python": platform.python_version(),
-        "commit": found and found["id"] + "+" * found["dirty"],
+        "commit": found["id"] + "+" * found["dirty"] if found else None,
     }
 
 

@@ -77,7 +77,7 @@ def test_kernels_do_more_than_is_needed() -> None:
     """Whole squares forward, 2 of 1; backward 20 products for 12 a peer, and 16 exponentials for 6."""
     from dogo_fast.ops import compiling
 
-    case = compiling.Case("dogo_loss", "bfloat16", 128, 4096, "static")
+    case = compiling.KernelCase("dogo_loss", "bfloat16", 128, 4096, "static")
     kernels = {each.kernel.__name__: each.values for each in compiling.launches(case, "sm_90")}
     shape = Shape("dogo_loss", 4096, (128, 128), 2)
     for kernel, one, products, exponentials in (

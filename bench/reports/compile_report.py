@@ -30,7 +30,23 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """The shipped table has no entries for the last two: there the default is compiled."""
 VIEWS = ((32, "cifar"), (96, "simclr"), (224, "simclr"))
 LINE = "{:8}{:15}{:10}{:>5}{:>7}{:>10}  {:28}{:>9}{:>6}{:>6}{:>7}{:>8}{:>7}{:>6}{:>9}"
-HEADER = "target loss dtype D N variant kernel tile warps regs spill shared HGMMA EX2 LDL+STL".split()
+HEADER = [
+    "target",
+    "loss",
+    "dtype",
+    "D",
+    "N",
+    "variant",
+    "kernel",
+    "tile",
+    "warps",
+    "regs",
+    "spill",
+    "shared",
+    "HGMMA",
+    "EX2",
+    "LDL+STL",
+]
 
 
 def cases(full: bool) -> Iterator[KernelCase]:

@@ -19,8 +19,19 @@ from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase
 from .. import tables
 from ..grid import MIDDLE
 from ..per_kernel import PASSES
-from ..records import RESULTS, LossInfo, NotARecord, PretrainingInfo, RatedInfo, Rates, Record, StepInfo, ViewsInfo
-from ..records import recorded
+from ..records import (
+    PLACES,
+    RESULTS,
+    LossInfo,
+    NotARecord,
+    PretrainingInfo,
+    RatedInfo,
+    Rates,
+    Record,
+    StepInfo,
+    ViewsInfo,
+    recorded,
+)
 from ..tables import MISSING, number, table
 from . import check, plots
 from .roofline import Report, load_report, predicted_seconds
@@ -311,7 +322,7 @@ def _slower(records: Sequence[Record]) -> str:
     found = []
     for record in records:
         for info in record.of(LossInfo):
-            what = f"{tables.TITLES[info.loss]}, {info}, {tables.PLACES[info.device]}"
+            what = f"{tables.TITLES[info.loss]}, {info}, {PLACES[info.device]}"
             found += [(name, phases.both.median, what) for name, phases in info.faster_than.items()]
         for rated in record.of(RatedInfo):
             found += [(name, values.median, f"{rated.kind}: {rated}") for name, values in rated.faster_than.items()]
@@ -331,7 +342,7 @@ def with_figures(readme: str, figures: str) -> str:
     _, end, after = rest.partition(MARKS[1])
     if not end:
         raise NotARecord(f"{README} has no place for figures between {MARKS[0]} and {MARKS[1]}")
-    return f"{before}{mark}\n{figures}\n\n{end}{after}"
+    return f"{before}{mark}\n\n{figures}\n\n{end}{after}"
 
 
 def stale_plots(folder: Path, fresh: Path) -> list[Path]:

@@ -31,17 +31,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from pydantic import BaseModel
 
 from dogo_fast.atomic import write_atomically
 from dogo_fast.measuring import compiler_versions
 from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, build, launches
 from dogo_fast.ops.launches import Launch
-from dogo_fast.ops.library import LOSSES
 
 from ..per_kernel import PASSES, moved, needed_by
-from ..records import Kernel, Kernels, read
+from ..records import KernelInfo, KernelsInfo, read
 from ..tables import MISSING, table
 from ..work import TileLoop, tile_loops
 from .compile_report import refuse_the_interpreter
@@ -420,9 +418,9 @@ def _predict_pixels(out: Prediction, code: Code, block: int, architecture: Archi
     out.clocks_overlapped = clocks[out.limiter] / block
 
 
-def predicted_seconds(row: Kernel, measured: Kernels, static: Sequence[Prediction]) -> list[float] | None:
-    """What is predicted of a measured kernel, all pipes busy at once and, of tiles, in turns; None if no code like it
-    is known.
+def predicted_seconds(row: KernelInfo, measured: KernelsInfo, static: Sequence[Prediction]) -> list[float]:
+    """What is predicted of a measured kernel, all pipes busy at once and, of tiles, in turns; nothing if no code
+    like it is known.
 
     Of the multiprocessor that has most, at the clock rate that the measured exponentials stand for, 16 a clock and
     multiprocessor. Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N², and where N is not
@@ -438,7 +436,7 @@ def predicted_seconds(row: Kernel, measured: Kernels, static: Sequence[Predictio
         and each.clocks_overlapped is not None
     ]
     if not alike or rates is None:
-        return None
+        return []
     each = min(alike, key=lambda each: each.case.N != case.N)
     clock = rates.exp2 / (ARCHITECTURES[each.target].special_lanes * count)
     same = each.case.N == case.N and count == MULTIPROCESSORS[each.target]
@@ -479,9 +477,10 @@ Static roofline: compiled, not run. Clocks are of one multiprocessor, counted fr
 usually goes and published throughputs; latencies, barriers, caches and memory are left out, so a measured kernel is
 slower. No time here is measured.
 
-Of each kernel: registers and spilled bytes a thread; how many programs; clocks for 1000 pairs of the N × N (views: for 1000 pixels, with everything a view can have): "bound", of the needed work on its own
-limiter (S symmetric, each cosine once a pass), "overlapped", if all pipes were busy at the same time, and "in turns",
-if products took turns with everything else; the percents of the bound are bound / clocks, the limiter the busiest pipe.
+Of each kernel: registers and spilled bytes a thread; how many programs; clocks for 1000 pairs of the N × N (views: for
+1000 pixels, with everything a view can have): "bound", of the needed work on its own limiter (S symmetric, each cosine
+once a pass), "overlapped", if all pipes were busy at the same time, and "in turns", if products took turns with
+everything else; the percents of the bound are bound / clocks, the limiter the busiest pipe.
 Of each kind of tile, the loop with the most clocks: FLOP, instructions and bytes an element, and clocks for 1000
 elements by pipe (shared: the least, as if the lanes of a load shared their addresses).
 """

@@ -23,7 +23,8 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 @dataclass(frozen=True)
 class KernelCase:
     """One loss at one size, to record and compile its kernels; ``variant`` is "static", "online" (small temperatures),
-    "learnt" (tensor temperatures) or "rows". The augmentation is a case too: D is the side of images and views, ``variant`` the recipe."""
+    "learnt" (tensor temperatures) or "rows". The augmentation is a case too: D is the side of images and views,
+    ``variant`` the recipe."""
 
     loss: str
     dtype: str
