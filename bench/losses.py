@@ -1,6 +1,5 @@
 """The benchmark of a loss at one size: time of forward, backward and both, value, gradient and memory, all together."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from dogo_fast.ops.compiling import KernelCase
 from . import contenders, per_kernel
 from .grid import BUDGET, WANTED, LossCase, loss_cases
 from .timing import FEWEST_ROUNDS, Inputs, Loss, differentiate, input_sets, measure, quartiles
-from .work import Shape, bound, needed
 
 MOST_IMAGES_OF_ORACLE = {"cpu": 1024, "cuda": 4096}
 """Up to this N the errors against float64 are recorded; the dense formula in float64 takes 32 N² bytes a matrix."""
@@ -52,23 +50,23 @@ def bench_loss(benchmark: Any, loss: str, case: LossCase, grid: str, rates: dict
     rest = iter([first])
     found = contenders.contenders(loss, case.device, WANTED[grid])
     measured = measure(benchmark, found, lambda: next(rest, None) or make(), BUDGET[grid])
-    summary = {
-        name: {phase: quartiles(values) for phase, values in phases.items()}
-        for name, phases in measured.seconds.items()
-    }
+    multiplied = case.dtype if case.device == "cuda" else "float32"  # as which a CPU multiplies 16-bit rows
     benchmark.extra_info.update(
         {
             "kind": "loss",
             "loss": loss,
             **case._asdict(),
             "rounds": len(measured.seconds["ours"]["both"]),
-            "seconds": summary,
+            "seconds": {
+                name: {phase: quartiles(values) for phase, values in phases.items()}
+                for name, phases in measured.seconds.items()
+            },
             "faster_than": measured.faster_than,
             "captured": measured.captured,
             "missing": measured.missing,
             "memory_bytes": measured.memory,
             "relative_error": relative_errors(loss, case, first, measured.results),
-            "roofline": roofline(loss, case, rates, summary["ours"]["both"][1]),
+            "roofline": {"rates": {"gemm": rates[multiplied], "exp2": rates["exp2"], "copy": rates["copy"]}},
         }
     )
     if case.device == "cuda":
@@ -85,22 +83,6 @@ def kernels(ours: Loss, make: Callable[[], Inputs], info: dict[str, Any], rates:
     sets = input_sets(make)
     passes = [functools.partial(run, sets[number % len(sets)]) for number in range(count)]
     return per_kernel.measure(passes, KernelCase(info["loss"], info["dtype"], info["D"], info["N"], "static"), rates)
-
-
-def roofline(loss: str, case: LossCase, rates: dict[str, float], seconds: float) -> dict[str, Any]:
-    """The counted work, the least time it takes at the rates of the machine, and the percent of it that was reached."""
-    on_gpu = case.device == "cuda"
-    shape = Shape(loss, case.N, (case.D,) * (VIEWS[loss] // 2), getattr(torch, case.dtype).itemsize)
-    gemm = rates[case.dtype] if on_gpu else rates["float32"]  # 16-bit rows are multiplied as float32 on a CPU
-    reached = {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]}
-    least = bound(shape, reached, overlap=on_gpu)
-    return {
-        **dataclasses.asdict(needed(shape)),
-        "rates": reached,
-        "bound_seconds": least.total,
-        "limiter": least.limiter,
-        "percent": 100 * least.total / seconds,
-    }
 
 
 def relative_errors(

@@ -1,11 +1,10 @@
-"""Each of our kernels in a pass on a GPU: its time, the work that is counted for it, its bound, the percent reached.
+"""Each of our kernels in a pass on a GPU: its time, and the least time of the work that is needed of it.
 
-The profiler gives the time of every launch on the GPU. In one more pass the launches are listened to, and their work is
-counted from their arguments. Passes run in eager: a captured one has the same kernels.
+The profiler gives the time of every launch on the GPU. In one more pass the launches are listened to, for what they
+move. Passes run in eager: a captured one has the same kernels.
 """
 
 import dataclasses
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from dogo_fast.ops.compiling import KernelCase
 from dogo_fast.ops.launches import Launch
 
 from .timing import quartiles
-from .work import Shape, Work, done, needed
+from .work import Shape, bound
 
 PASSES = {"statistics_kernel": "forward", "gradient_kernel": "backward"}
 """What the kernels of tiles compute, each alone; all others only move their tensors."""
@@ -100,46 +99,29 @@ def seconds_by_kernel(events: Iterable[Event], launches: Mapping[str, int], pass
 def join(
     name: str, launches: Iterable[Launch], seconds: Sequence[float], case: KernelCase, rates: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A kernel's seconds in each pass beside its work: what its launches run, what is needed, the bound of that.
-
-    All bytes count as if each tensor were read or written once. Kernels without tiles need what they run.
-    """
+    """A kernel's seconds in each pass beside its bound: the least seconds, by what may limit it, of the work that is
+    needed of a kernel of tiles, or of moving the tensors of another, each once."""
     own = [each for each in launches if each.name == name]
-    run = {"flop": 0, "exponentials": 0, "bytes": sum(map(moved, own))}
-    least = run
     if name in PASSES:
-        tiles = sum((done(name, each.values) for each in own), Work())
-        run = run | {"flop": tiles.flop, "exponentials": tiles.exponentials}
-        work = needed_by(own[0], case)
-        moves = work.bytes_read + work.bytes_written
-        least = {"flop": work.flop, "exponentials": work.exponentials, "bytes": moves}
-    bounds = {
-        "products": least["flop"] / rates["gemm"],
-        "exponentials": least["exponentials"] / rates["exp2"],
-        "memory": least["bytes"] / rates["copy"],
-    }
-    limiter = max(bounds, key=lambda what: bounds[what])
+        least = bound(shape_of(own[0], case), rates, overlap=True, passes=(PASSES[name],)).seconds
+    else:
+        least = {"memory": sum(map(moved, own)) / rates["copy"]}
     return {
         "kernel": name,
         "tile": own[0].tile,
         "warps": own[0].switches["num_warps"],
         "programs": sum(each.programs for each in own),
         "seconds": quartiles(seconds),
-        "run": run,
-        "needed": least,
-        "bound_seconds": bounds[limiter],
-        "limiter": limiter,
-        "percent": 100 * bounds[limiter] / statistics.median(seconds),
+        "bound": least,
     }
 
 
-def needed_by(launch: Launch, case: KernelCase) -> Work:
-    """The least work of the pass that a kernel of tiles computes."""
+def shape_of(launch: Launch, case: KernelCase) -> Shape:
+    """Of the loss that a launch of a kernel of tiles belongs to."""
     peers = 1 if case.loss == "nt_xent" else 2
     teacher = case.loss == "similarity_kl" and launch.values.get("PEER_2") == "teacher"
     itemsize = getattr(torch, case.dtype).itemsize
-    shape = Shape(case.loss, case.N, (case.D,) * peers, itemsize, teacher_learns=teacher)
-    return needed(shape, (PASSES[launch.name],))
+    return Shape(case.loss, case.N, (case.D,) * peers, itemsize, teacher_learns=teacher)
 
 
 def moved(launch: Launch) -> int:

@@ -59,25 +59,15 @@ def with_ours(by_name: dict[str, Any]) -> dict[str, Any]:
     return by_name
 
 
-class WorkInfo(Part):
-    flop: FromZero
-    exponentials: FromZero
-    bytes: FromZero
-
-
 class KernelInfo(Part):
-    """A kernel's time in a pass on a GPU, the work that it runs and that is needed, and the bound of the latter."""
+    """A kernel's time in a pass on a GPU, and the least time of the work that is needed, by what may limit it."""
 
     kernel: str
     tile: str
     warps: Count
     programs: Count
     seconds: Quartiles
-    run: WorkInfo
-    needed: WorkInfo
-    bound_seconds: FromZero
-    limiter: str
-    percent: FromZero
+    bound: Annotated[dict[str, AboveZero], Field(min_length=1)]
 
 
 class KernelsInfo(Part):
@@ -180,8 +170,6 @@ class CPU(Part):
 
 class GPU(Part):
     name: str
-    architecture: Annotated[str, Field(pattern=r"^(sm_\d{1,4}|gfx\w{1,8})$")]
-    """A part of a file's name."""
     driver: str | None = None
     cuda: str | None = None
 
@@ -214,6 +202,12 @@ class Record(Part):
     commit: Commit = Field(alias="commit_info")
     benchmarks: list[Benchmark]
 
+    @check(mode="after")
+    def say_which_gpu(self) -> "Record":
+        if self.device == "cuda" and self.machine.gpu is None:
+            raise ValueError("machine_info must have 'gpu' where something ran on one")
+        return self
+
     def of(self, kind: type[Wanted], **wanted: Any) -> list[Wanted]:
         """What was measured of a kind, with these fields."""
         infos = [each.extra_info for each in self.benchmarks if isinstance(each.extra_info, kind)]
@@ -227,7 +221,8 @@ class Record(Part):
     @property
     def name(self) -> str:
         """Of what was measured: the GPU, or the processor."""
-        return self.machine.gpu.name if self.machine.gpu and self.device == "cuda" else str(self.machine.cpu.brand_raw)
+        gpu = self.machine.gpu if self.device == "cuda" else None
+        return gpu.name if gpu else str(self.machine.cpu.brand_raw)
 
     def head(self) -> list[str]:
         """Where, with what and at which commit the run was made."""

@@ -19,6 +19,7 @@ from .records import (
     NotARecord,
     PretrainingInfo,
     RatedInfo,
+    Rates,
     Record,
     StepInfo,
     ViewsInfo,
@@ -178,9 +179,8 @@ def unforeseen(kernel: KernelInfo, measured: KernelsInfo) -> Sequence[float]:
 
 
 def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
-    """Each kernel on a GPU: its time, its work, its bound, the percent reached, and what its machine code predicts."""
-    head = ["", "dtype", "D", "N", "kernel", "tile", "µs", "predicted, µs", "GFLOP", "exponentials, M", "MB"]
-    head += ["bound, µs", "limiter", "% of bound"]
+    """Each kernel on a GPU: its time, what its machine code predicts, its bound, and the percent reached."""
+    head = ["", "dtype", "D", "N", "kernel", "tile", "µs", "predicted, µs", "bound, µs", "limiter", "% of bound"]
     rows = []
     for measured in found:
         case = measured.case
@@ -188,7 +188,7 @@ def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
         if measured.unavailable is not None:
             rows.append([*what, f"unmeasured: {measured.unavailable}", *[MISSING] * (len(head) - 5)])
         for kernel in measured.kernels:
-            run, least = kernel.run, kernel.needed
+            limiter, bound_seconds = max(kernel.bound.items(), key=lambda item: item[1])
             rows.append(
                 [
                     *what,
@@ -196,15 +196,24 @@ def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
                     f"{kernel.tile}, {kernel.warps} warps".removeprefix(", "),
                     spread(kernel.seconds, 1e6),
                     " to ".join(number(1e6 * value) for value in predict(kernel, measured)) or MISSING,
-                    f"{number(run.flop / 1e9)} ({number(least.flop / 1e9)})" if run.flop else MISSING,
-                    f"{number(run.exponentials / 1e6)} ({number(least.exponentials / 1e6)})" if run.flop else MISSING,
-                    number(run.bytes / 1e6),
-                    number(1e6 * kernel.bound_seconds),
-                    kernel.limiter,
-                    f"{kernel.percent:.0f}",
+                    number(1e6 * bound_seconds),
+                    limiter,
+                    f"{100 * bound_seconds / kernel.seconds.median:.0f}",
                 ]
             )
     return table(head, rows)
+
+
+def rates_table(infos: Sequence[LossInfo]) -> list[str]:
+    """What the machine reached, of the first loss of each device and dtype."""
+    first: dict[tuple[str, str], Rates] = {}
+    for info in infos:
+        first.setdefault((info.device, info.dtype), info.rates)
+    rows = [
+        [*key, number(rates.gemm / 1e12), number(rates.exp2 / 1e9), number(rates.copy_ / 1e9)]
+        for key, rates in first.items()
+    ]
+    return table(["device", "dtype", "products, TFLOP/s", "exponentials, G/s", "copy, GB/s"], rows)
 
 
 def sections(record: Record, predict: Predict = unforeseen) -> list[tuple[str, list[str]]]:
@@ -212,16 +221,18 @@ def sections(record: Record, predict: Predict = unforeseen) -> list[tuple[str, l
     found = []
     for device in ("cuda", "cpu"):
         where = f", {PLACES[device]}" if record.device == "cuda" else ""
-        losses = {TITLES[loss]: record.of(LossInfo, loss=loss, device=device) for loss in TITLES}
-        found += [(title + where, loss_table(infos)) for title, infos in losses.items() if infos]
+        by_title = {TITLES[loss]: record.of(LossInfo, loss=loss, device=device) for loss in TITLES}
+        found += [(title + where, loss_table(infos)) for title, infos in by_title.items() if infos]
         found += [
-            (f"Memory and error: {title}{where}", memory_table(infos)) for title, infos in losses.items() if infos
+            (f"Memory and error: {title}{where}", memory_table(infos)) for title, infos in by_title.items() if infos
         ]
     found += [(title, rate_table(record, kind)) for kind, title in RATED.items() if record.of(kind)]
     if steps := record.of(StepInfo):
         found.append(("Shares of an eager step", phase_table(steps)))
     if kernels := [info.kernels for info in record.of(Info) if info.kernels]:
         found.append(("Kernels on the GPU", kernel_table(kernels, predict)))
+    if losses := record.of(LossInfo):
+        found.append(("Rates of the machine in that run", rates_table(losses)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""How much work the losses need, and how much the Triton kernels do.
+"""How much work the losses need, and the loops in which the Triton kernels do theirs.
 
 *Needed* is what no way of computing a loss exactly can do without, given that nothing of size N × N is kept: every
 cosine is multiplied once a pass (S = Sᵀ: half of each view's own square), its exponentials are taken once a pass and
@@ -6,8 +6,8 @@ temperature (where τ/T is a small integer, one could be a power of the other; t
 multiplies every weight with a row. Inputs are read once a pass, gradients are written once. The few
 numbers a row that a forward pass saves are left out.
 
-*Done* is what the kernels of dogo_fast.kernels run: whole squares, tiles padded to their size, and in the gradient of
-each peer the other peer's cosines too. Counted from the arguments of a launch, so that it holds for any shape.
+The kernels of dogo_fast.kernels do more: whole squares, tiles padded to their size, and in the gradient of each peer
+the other peer's cosines too. ``tile_loops`` has it, from the arguments of a launch, so that it holds for any shape.
 
 Floating-point operations are those of products: 2 for a multiply-add.
 """
@@ -215,17 +215,3 @@ def _gradient_loops(values: Mapping[str, Any]) -> list[TileLoop]:
         products = (own, other, own) if values["KL"] else (own, own)
         out.append(TileLoop(f"other view, peer {peer + 1}", products, exponentials, cross))
     return out
-
-
-def done(kernel: str, values: Mapping[str, Any]) -> Work:
-    """FLOP and exponentials that a launch of a tiled kernel runs; its bytes are left at 0.
-
-    Raises:
-        ValueError: another kernel.
-    """
-    loops = tile_loops(kernel, values)
-    elements = values["BLOCK_M"] * values["BLOCK_N"]
-    total = Work()
-    for loop in loops:
-        total += Work(loop.tiles * 2 * elements * sum(loop.widths), loop.tiles * elements * loop.exponentials)
-    return total

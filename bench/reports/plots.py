@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..contenders import CONTENDERS
@@ -34,6 +33,7 @@ COLOURS = {
     "ours": "#c1121f",
     "dense": "#1d3557",
     "compile": "#457b9d",
+    "max-autotune": "#a8dadc",
     "lightly": "#6a994e",
     "metric-learning": "#b08968",
     "authors": "#7f7f7f",
@@ -48,19 +48,22 @@ Lines = dict[str, list[tuple[int, float]]]
 """By contender, its value at each N."""
 
 
+def file_name(what: str, record: Record) -> str:
+    return f"{what}-{record.path.stem.removeprefix('benchmark-')}.svg"
+
+
 def draw_all(record: Record, folder: Path) -> dict[str, Path]:
     """Write the pictures of a record that has the whole loss; returns their paths by what they show."""
     infos = record.of(LossInfo, loss="dogo_loss", device=record.device, D=MIDDLE)
     dtypes = list(dict.fromkeys(info.dtype for info in infos))[:2]
     drawn = {}
     for what, label in LABELS.items() if dtypes else ():
-        panels = {dtype: lines_of([info for info in infos if info.dtype == dtype], what) for dtype in dtypes}
-        drawn[what] = folder / f"{what}-{record.path.stem.removeprefix('benchmark-')}.svg"
+        panels = {str(dtype): lines_of([info for info in infos if info.dtype == dtype], what) for dtype in dtypes}
+        drawn[what] = folder / file_name(what, record)
         digest = hashlib.sha256(json.dumps([label, panels]).encode()).hexdigest()
         with matplotlib.rc_context(STYLE):
-            figure = draw(panels, label)
             metadata = {"Date": None, "Identifier": f"data {digest}"}
-            figure.savefig(drawn[what], format="svg", metadata=metadata, bbox_inches="tight")
+            draw(panels, label).savefig(drawn[what], format="svg", metadata=metadata, bbox_inches="tight")
     return drawn
 
 
@@ -84,12 +87,11 @@ def lines_of(infos: list[LossInfo], what: str) -> Lines:
 def draw(panels: dict[str, Lines], label: str) -> Figure:
     """A panel for each dtype, a line for each contender, both axes logarithmic."""
     figure = Figure(figsize=(4.2 * len(panels), 3.2))
-    axes: list[Axes] = list(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0])
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for panel, (dtype, lines) in zip(axes, panels.items(), strict=True):
         for name, points in lines.items():
             width = 2.4 if name == "ours" else 1.2
-            style: Any = {"color": COLOURS[name], "label": name, "lw": width, "ms": 3 + width / 2}
-            panel.plot(*zip(*points, strict=True), "o-", **style)
+            panel.plot(*zip(*points, strict=True), "o-", color=COLOURS[name], label=name, lw=width, ms=3 + width / 2)
         panel.set(xscale="log", yscale="log", xlabel="N (images a batch)", title=f"{dtype}, D = {MIDDLE}")
         sizes = sorted({N for points in lines.values() for N, _ in points})
         panel.set_xticks(sizes, [str(N) for N in sizes], minor=False)

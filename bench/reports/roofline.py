@@ -14,10 +14,8 @@ within a warp, which waits for each product before it uses it.
 
 Tiles an iteration: the counted FLOP of an iteration, divided by those of a tile (work.py.tile_loops), must be a
 whole number, and its exponentials must agree. A loop within an iteration (rows of several chunks) runs as often as the
-products need that are missing then. Products of float32 in full precision are FFMA and are matched within a tenth;
-tcgen05 products (sm_100) do not say their shape: there an iteration is taken to have one tile with the FLOP it should,
-matched by its exponentials alone, what the products read from shared memory is not counted, and rows of several chunks
-are not matched.
+products need that are missing then. Products of float32 in full precision are FFMA and are matched within a tenth.
+sm_100's products do not say their shape, so its kernels are not read.
 """
 
 import argparse
@@ -26,7 +24,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,13 +36,13 @@ from dogo_fast.measuring import compiler_versions
 from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, build, launches
 from dogo_fast.ops.launches import Launch
 
-from ..per_kernel import PASSES, moved, needed_by
+from ..per_kernel import PASSES, moved, shape_of
 from ..records import KernelInfo, KernelsInfo, read
 from ..tables import MISSING, table
-from ..work import TileLoop, tile_loops
+from ..work import TileLoop, needed, tile_loops
+from . import machine_code
 from .compile_report import refuse_the_interpreter
 from .machine_code import WARP, Code, Counts, Instruction, Loop, blocks, count, hot_loops, loops
-from .machine_code import read as read_code
 
 MOST_TILES = 8
 """Tiles that an iteration may have after unrolling."""
@@ -77,13 +75,11 @@ class Architecture:
 
 # Throughputs a clock and multiprocessor: CUDA C++ Programming Guide, "Arithmetic Instructions", table of native
 # arithmetic instructions (lanes). Tensor cores:
-# NVIDIA's A100 and H100 architecture papers (1024 and 2048 dense fp16 multiply-adds), and for sm_100 B200's published
-# dense 2.25 PFLOP/s over 148 multiprocessors at 1.85 GHz. Shared memory: 32 banks of 4 bytes. Conversions share the
-# special-function unit: Nsight Compute's documentation of the XU pipe. sm_100's integer lanes are taken to be sm_90's.
+# NVIDIA's A100 and H100 architecture papers (1024 and 2048 dense fp16 multiply-adds). Shared memory: 32 banks of 4
+# bytes. Conversions share the special-function unit: Nsight Compute's documentation of the XU pipe.
 ARCHITECTURES = {
     "sm_80": Architecture({"BF16": 2048, "F16": 2048, "TF32": 1024}, fp32_lanes=64),
     "sm_90": Architecture({"BF16": 4096, "F16": 4096, "TF32": 2048}, fp32_lanes=128),
-    "sm_100": Architecture({"BF16": 8192, "F16": 8192, "TF32": 4096}, fp32_lanes=128),
 }
 OPERANDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 PIPES = ("tensor", "special", "fp32", "integer", "issue", "shared")
@@ -106,24 +102,26 @@ def pipe_clocks(counts: Counts, warps: int, architecture: Architecture) -> dict[
 
 
 class LoopPrediction(BaseModel):
-    """One loop over tiles. ``clocks``: of a multiprocessor for one tile, by pipe, the ``limiter`` that with the most;
-    ``per_element``: of the counts."""
+    """One loop over tiles. ``clocks``: of a multiprocessor for one tile, by pipe; ``in_turns``: if products took turns
+    with the rest; ``per_element``: of the counts."""
 
     name: str
-    address: int
     tiles_an_iteration: int
     clocks: dict[str, float]
-    limiter: str
     in_turns: float
     per_element: dict[str, float]
-    spill_instructions: int
+
+    @property
+    def overlapped(self) -> float:
+        """Clocks of the busiest pipe."""
+        return max(self.clocks.values())
 
 
 class Prediction(BaseModel):
     """One kernel of one case. Clocks are of one multiprocessor for each of N² pairs of rows (a pixel of a view for the
-    augmentation), None where the kernel has no tiles; ``share_*``: the bound as a part of them; ``busiest_*``: the part
-    of the launch's clocks that the multiprocessor has that has most. ``bytes_moved``: of inputs read once and outputs
-    written once, where that is what counts."""
+    augmentation), None where the kernel has no tiles; ``busiest_*``: the part of the launch's clocks that the
+    multiprocessor has that has most. ``bytes_moved``: of inputs read once and outputs written once, where that is what
+    counts."""
 
     target: str
     case: KernelCase
@@ -132,37 +130,35 @@ class Prediction(BaseModel):
     warps: int
     registers: int
     stack: int
-    shared: int
     programs: int
-    instructions: int
     loops: list[LoopPrediction] = []
     limiter: str = "memory"
     clocks_needed: float | None = None
-    needed_limiter: str | None = None
     clocks_overlapped: float | None = None
     clocks_in_turns: float | None = None
-    share_overlapped: float | None = None
-    share_in_turns: float | None = None
     busiest_overlapped: float | None = None
     busiest_in_turns: float | None = None
     bytes_moved: int | None = None
     unmatched: list[str] = []
 
-    def seconds(self, clock: float) -> tuple[float, float] | None:
-        """At ``clock`` Hz, of the busiest multiprocessor: all pipes busy at once, and in turns. None where the kernel
+    @property
+    def shares(self) -> list[float]:
+        """The bound as a part of the clocks, overlapped and in turns; empty where the kernel has no tiles."""
+        if self.clocks_needed is None or self.clocks_overlapped is None or self.clocks_in_turns is None:
+            return []
+        return [self.clocks_needed / self.clocks_overlapped, self.clocks_needed / self.clocks_in_turns]
+
+    def seconds(self, clock: float) -> list[float]:
+        """At ``clock`` Hz, of the busiest multiprocessor: all pipes busy at once, and in turns. Empty where the kernel
         has no tiles."""
-        found = (self.clocks_overlapped, self.busiest_overlapped, self.clocks_in_turns, self.busiest_in_turns)
-        if None in found:
-            return None
-        overlapped, busiest, in_turns, busiest_in_turns = (each or 0.0 for each in found)
+        ways = ((self.clocks_overlapped, self.busiest_overlapped), (self.clocks_in_turns, self.busiest_in_turns))
         pairs = self.case.N**2 / clock
-        return pairs * overlapped * busiest, pairs * in_turns * busiest_in_turns
+        return [pairs * clocks * part for clocks, part in ways if clocks is not None and part is not None]
 
 
 class Buffers(BaseModel):
     """Bytes that the launches of a case are given; see ``buffer_bytes``."""
 
-    target: str
     case: KernelCase
     bytes: int
 
@@ -234,15 +230,12 @@ def _match(loop: Loop, tiles: Tiles) -> tuple[TileLoop, int, Counts] | None:
     """(kind of tile, tiles an iteration, counts of an iteration) of a loop; None if it is none of the kinds."""
     own, passed = loop.path()
     inner = [each for each in passed if not each.is_wait]
-    shapeless = count(own).classes["product"] > 0 and not count(own).flop
-    if shapeless and inner:
-        return None
     best: tuple[float, TileLoop, int, Counts] | None = None
     for kind in tiles.kinds:
         counts = count(own)
         for each, trips in zip(inner, _trips(own, inner, kind, tiles), strict=True):
             counts.add(count(each.path()[0]), trips)
-        for number in (1,) if shapeless else range(1, MOST_TILES + 1):
+        for number in range(1, MOST_TILES + 1):
             off = _product_mismatch(counts, tiles.flop(kind) * number)
             wanted = kind.exponentials * number * tiles.elements / (WARP * tiles.warps)
             off_exponentials = abs(counts.classes["exp2"] / wanted - 1)
@@ -259,42 +252,31 @@ def _lane_flop(counts: Counts, flop: float) -> int:
 def _product_mismatch(counts: Counts, flop: float) -> float:
     """From 0, as many as wanted, to 1, the most that is accepted, and beyond."""
     tensor = sum(counts.flop.values())
-    if counts.classes["product"] and not tensor:
-        return 0.0
     if lanes := _lane_flop(counts, flop):
         return abs(lanes / (flop - tensor) - 1) / 0.1
     return abs(tensor / flop - 1) * 1e6
 
 
-def predict_loop(loop: Loop, tiles: Tiles, architecture: Architecture, dtype: str) -> LoopPrediction | None:
+def predict_loop(loop: Loop, tiles: Tiles, architecture: Architecture) -> LoopPrediction | None:
     """Clocks of a tile in a loop; None if it is not one over tiles."""
     found = _match(loop, tiles)
     if found is None:
         return None
     kind, number, counts = found
-    if counts.classes["product"] and not counts.flop:
-        counts.flop[OPERANDS[dtype]] = round(tiles.flop(kind) * number)
     clocks = {pipe: value / number for pipe, value in pipe_clocks(counts, tiles.warps, architecture).items()}
     operands = counts.operand_bytes * tiles.warps / architecture.shared_bytes / number
     others = dict(clocks, tensor=0.0, shared=clocks["shared"] - operands)
     elements = number * tiles.elements / (WARP * tiles.warps)  # of one thread
-    per_element = {
-        "flop": (sum(counts.flop.values()) + _lane_flop(counts, tiles.flop(kind) * number)) / (elements * WARP),
-        "shared_bytes": counts.shared_bytes / (elements * WARP),
-        "global_bytes": counts.global_bytes / (elements * WARP),
-        "fp32": counts.fp32 / elements,
-        "issued": counts.issued / elements,
-    } | {name: counts.classes[name] / elements for name in ("exp2", "integer", "packing", "multiply", "uniform")}
-    in_turns = max(clocks["tensor"], operands) + max(others.values())
+    flop = sum(counts.flop.values()) + _lane_flop(counts, tiles.flop(kind) * number)
+    of_a_thread: dict[str, float] = {name: counts.classes[name] for name in ("exp2", "integer")}
+    of_a_thread |= {"fp32": counts.fp32, "issued": counts.issued}
+    of_a_thread |= {"flop": flop / WARP, "shared_bytes": counts.shared_bytes / WARP}
     return LoopPrediction(
         name=kind.name,
-        address=loop.head,
         tiles_an_iteration=number,
         clocks=clocks,
-        limiter=max(clocks, key=lambda pipe: clocks[pipe]),
-        in_turns=in_turns,
-        per_element=per_element,
-        spill_instructions=counts.classes["local"],
+        in_turns=max(clocks["tensor"], operands) + max(others.values()),
+        per_element={name: value / elements for name, value in of_a_thread.items()},
     )
 
 
@@ -319,9 +301,8 @@ def predict(launch: Launch, target: str, case: KernelCase) -> Prediction:
     """
     if target not in ARCHITECTURES:
         raise ValueError(f"target must be one of {', '.join(ARCHITECTURES)}, got {target}")
-    architecture = ARCHITECTURES[target]
     compiled = build(launch, target)
-    code = read_code(compiled.asm["cubin"])
+    code = machine_code.read(compiled.asm["cubin"])
     out = Prediction(
         target=target,
         case=case,
@@ -330,54 +311,42 @@ def predict(launch: Launch, target: str, case: KernelCase) -> Prediction:
         warps=compiled.metadata.num_warps,
         registers=code.registers,
         stack=code.stack,
-        shared=compiled.metadata.shared,
         programs=launch.programs,
-        instructions=len(code.instructions),
         limiter="latency" if launch.programs == 1 else "memory",
     )
     if launch.name in PASSES:
-        _predict_tiles(out, code, launch, architecture)
+        _predict_tiles(out, code, launch)
     else:
         out.bytes_moved = moved(launch)
     if case.loss == "augment":
-        _predict_pixels(out, code, launch.values["BLOCK"], architecture)
+        _predict_pixels(out, code, launch.values["BLOCK"])
     return out
 
 
-def _predict_tiles(out: Prediction, code: Code, launch: Launch, architecture: Architecture) -> None:
+def _predict_tiles(out: Prediction, code: Code, launch: Launch) -> None:
     """Fills in clocks: the mean over a kind's loops, times its tiles in the launch."""
-    values, case = launch.values, out.case
+    values, case, architecture = launch.values, out.case, ARCHITECTURES[out.target]
     tiles = Tiles(values["BLOCK_M"], values["BLOCK_N"], out.warps, _kinds(out.kernel, values))
-    for loop in hot_loops(loops(code.instructions)):
-        predicted = predict_loop(loop, tiles, architecture, case.dtype)
-        if predicted is None:
-            out.unmatched.append(f"{loop.head:#x}")
-        else:
-            out.loops.append(predicted)
+    found = {loop.head: predict_loop(loop, tiles, architecture) for loop in hot_loops(loops(code.instructions))}
+    out.loops = [each for each in found.values() if each is not None]
     alike = {kind: [loop for loop in out.loops if loop.name == kind.name] for kind in tiles.kinds}
-    out.unmatched += [kind.name for kind, found in alike.items() if not found]
+    out.unmatched = [f"{head:#x}" for head, each in found.items() if each is None]
+    out.unmatched += [kind.name for kind, each in alike.items() if not each]
     if out.unmatched:
         out.limiter = "unknown"
         return
-    overlapped = {kind: fmean(loop.clocks[loop.limiter] for loop in found) for kind, found in alike.items()}
-    in_turns = {kind: fmean(loop.in_turns for loop in found) for kind, found in alike.items()}
     pipes = {
-        pipe: sum(kind.tiles * fmean(loop.clocks[pipe] for loop in found) for kind, found in alike.items())
+        pipe: sum(kind.tiles * fmean(loop.clocks[pipe] for loop in each) for kind, each in alike.items())
         for pipe in PIPES
     }
     out.limiter = max(pipes, key=lambda pipe: pipes[pipe])
-    least = needed_by(launch, case)
-    needed = {
-        "tensor" if case.dtype != "float32" else "fp32": least.flop / architecture.product_rate(OPERANDS[case.dtype]),
-        "special": least.exponentials / architecture.special_lanes,
-    }
-    out.needed_limiter = max(needed, key=lambda pipe: needed[pipe])
-    out.clocks_needed = needed[out.needed_limiter] / case.N**2
+    least = needed(shape_of(launch, case), (PASSES[launch.name],))
+    products = least.flop / architecture.product_rate(OPERANDS[case.dtype])
+    out.clocks_needed = max(products, least.exponentials / architecture.special_lanes) / case.N**2
+    overlapped = {kind: fmean(loop.overlapped for loop in each) for kind, each in alike.items()}
+    in_turns = {kind: fmean(loop.in_turns for loop in each) for kind, each in alike.items()}
     out.clocks_overlapped, out.clocks_in_turns = (
         sum(kind.tiles * clocks for kind, clocks in each.items()) / case.N**2 for each in (overlapped, in_turns)
-    )
-    out.share_overlapped, out.share_in_turns = (
-        out.clocks_needed / clocks for clocks in (out.clocks_overlapped, out.clocks_in_turns)
     )
     out.busiest_overlapped, out.busiest_in_turns = (
         busiest(program_clocks(launch, each), MULTIPROCESSORS[out.target]) for each in (overlapped, in_turns)
@@ -408,45 +377,25 @@ def busiest(programs: Sequence[float], multiprocessors: int) -> float:
     return max(free) / sum(programs)
 
 
-def _predict_pixels(out: Prediction, code: Code, block: int, architecture: Architecture) -> None:
+def _predict_pixels(out: Prediction, code: Code, block: int) -> None:
     """The augmentation has no loop that all of it is in: every instruction is counted once for a block of pixels, as if
     each view were jittered (each adjustment once) and blurred; the draws, once a program, are counted to its first
     block."""
     reached = [each for found in blocks(code.instructions).values() for each in found.instructions]
-    clocks = pipe_clocks(count(reached), out.warps, architecture)
+    clocks = pipe_clocks(count(reached), out.warps, ARCHITECTURES[out.target])
     out.limiter = max(clocks, key=lambda pipe: clocks[pipe])
     out.clocks_overlapped = clocks[out.limiter] / block
 
 
-def predicted_seconds(row: KernelInfo, measured: KernelsInfo, static: Sequence[Prediction]) -> list[float]:
-    """What is predicted of a measured kernel, all pipes busy at once and, of tiles, in turns; nothing if no code
-    like it is known.
-
-    Of the multiprocessor that has most, at the clock rate that the measured exponentials stand for, 16 a clock and
-    multiprocessor. Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N², and where N is not
-    that of the prediction programs are taken to be alike.
-    """
-    case, count, rates = measured.case, measured.multiprocessors, measured.rates
-    pairs = 4 * case.N * case.D**2 if case.loss == "augment" else case.N**2
-    alike = [
-        each
-        for each in static
-        if (each.kernel, each.tile, each.warps) == (row.kernel, row.tile, row.warps)
-        and replace(each.case, N=case.N) == case
-        and each.clocks_overlapped is not None
-    ]
-    if not alike or rates is None:
-        return []
-    each = min(alike, key=lambda each: each.case.N != case.N)
-    clock = rates.exp2 / (ARCHITECTURES[each.target].special_lanes * count)
-    same = each.case.N == case.N and count == MULTIPROCESSORS[each.target]
-    even = busiest([1.0] * row.programs, count)
-    parts = [(each.clocks_overlapped, each.busiest_overlapped), (each.clocks_in_turns, each.busiest_in_turns)]
-    return [
-        pairs * clocks * (part if same and part is not None else even) / clock
-        for clocks, part in parts
-        if clocks is not None
-    ]
+def predicted_seconds(kernel: KernelInfo, measured: KernelsInfo, static: Sequence[Prediction]) -> list[float]:
+    """What is predicted of a measured kernel, all pipes busy at once and in turns, at the clock rate that the measured
+    exponentials stand for, 16 a clock and multiprocessor; empty if the very same code is not known."""
+    count, rates = measured.multiprocessors, measured.rates
+    for each in static:
+        same = (each.kernel, each.tile, each.warps) == (kernel.kernel, kernel.tile, kernel.warps)
+        if rates and same and each.case == measured.case and count == MULTIPROCESSORS[each.target]:
+            return each.seconds(rates.exp2 / (ARCHITECTURES[each.target].special_lanes * count))
+    return []
 
 
 # The report
@@ -480,41 +429,43 @@ slower. No time here is measured.
 Of each kernel: registers and spilled bytes a thread; how many programs; clocks for 1000 pairs of the N × N (views: for
 1000 pixels, with everything a view can have): "bound", of the needed work on its own limiter (S symmetric, each cosine
 once a pass), "overlapped", if all pipes were busy at the same time, and "in turns", if products took turns with
-everything else; the percents of the bound are bound / clocks, the limiter the busiest pipe.
-Of each kind of tile, the loop with the most clocks: FLOP, instructions and bytes an element, and clocks for 1000
-elements by pipe (shared: the least, as if the lanes of a load shared their addresses).
+everything else; the percents of the bound are bound / clocks, the limiter the busiest pipe. Of each kind of tile, the
+loop with the most clocks: FLOP, instructions and bytes an element, and clocks for 1000 elements by pipe (shared: the
+least, as if the lanes of a load shared their addresses).
 """
-COUNTED = ("flop", "exp2", "fp32", "integer", "packing", "uniform", "issued", "shared_bytes", "global_bytes")
+KERNEL_HEAD = ["kernel", "tile", "registers", "spilled", "programs", "bound", "overlapped", "in turns", "% of bound"]
+COUNTED = ("flop", "exp2", "fp32", "integer", "issued", "shared_bytes")
 
 
 def text_of(predictions: Sequence[Prediction]) -> list[str]:
     """The tables of one case."""
     case = predictions[0].case
-    kernels, kinds = [], []
-    for p in predictions:
-        clocks = (p.clocks_needed, p.clocks_overlapped, p.clocks_in_turns)
-        limiter = ", ".join([p.limiter, *(f"not matched: {each}" for each in p.unmatched)])
-        kernels.append(
-            [
-                p.kernel.removesuffix("_kernel"),
-                f"{p.tile}, {p.warps} warps".removeprefix(", "),
-                *map(str, (p.registers, p.stack, p.programs)),
-                *(MISSING if each is None else f"{1000 * each:.1f}" for each in clocks),
-                *(MISSING if each is None else f"{100 * each:.0f}" for each in (p.share_overlapped, p.share_in_turns)),
-                MISSING if p.bytes_moved is None else f"{p.bytes_moved / 1e6:.1f}",
-                limiter,
-            ]
-        )
-        rows, _, keys = p.tile.partition("x")
-        for name in dict.fromkeys(loop.name for loop in p.loops):
-            worst = max((loop for loop in p.loops if loop.name == name), key=lambda loop: loop.clocks[loop.limiter])
-            counted = [f"{worst.per_element[what]:.2f}".rstrip("0").rstrip(".") for what in COUNTED]
-            clocks_of = [f"{1000 * worst.clocks[pipe] / (int(rows) * int(keys)):.0f}" for pipe in PIPES]
-            kinds.append([f"{p.kernel.removesuffix('_kernel')}: {name}", *counted, *clocks_of, worst.limiter])
-    head = ["kernel", "tile", "registers", "spilled", "programs", "bound", "overlapped", "in turns"]
     title = f"{predictions[0].target}: {case.loss}, {case.variant}, {case.dtype}, D = {case.D}, N = {case.N}"
-    lines = [title, "", *table([*head, "% of it", "% in turns", "MB", "limiter"], kernels), ""]
-    return lines + ([*table(["tile", *COUNTED, *PIPES, "limiter"], kinds), ""] if kinds else [])
+    tiles = [row for each in predictions for row in _loop_rows(each)]
+    lines = [title, "", *table([*KERNEL_HEAD, "MB", "limiter"], map(_kernel_row, predictions)), ""]
+    return lines + ([*table(["tile", *COUNTED, *PIPES], tiles), ""] if tiles else [])
+
+
+def _kernel_row(found: Prediction) -> list[str]:
+    clocks = (found.clocks_needed, found.clocks_overlapped, found.clocks_in_turns)
+    return [
+        found.kernel.removesuffix("_kernel"),
+        f"{found.tile}, {found.warps} warps".removeprefix(", "),
+        *map(str, (found.registers, found.stack, found.programs)),
+        *(MISSING if each is None else f"{1000 * each:.1f}" for each in clocks),
+        " to ".join(f"{100 * share:.0f}" for share in found.shares[::-1]) or MISSING,
+        MISSING if found.bytes_moved is None else f"{found.bytes_moved / 1e6:.1f}",
+        ", ".join([found.limiter, *(f"not matched: {each}" for each in found.unmatched)]),
+    ]
+
+
+def _loop_rows(found: Prediction) -> Iterator[list[str]]:
+    rows, _, keys = found.tile.partition("x")
+    for name in dict.fromkeys(loop.name for loop in found.loops):
+        loop = max((loop for loop in found.loops if loop.name == name), key=lambda loop: loop.overlapped)
+        counted = [f"{loop.per_element[what]:.2f}" for what in COUNTED]
+        clocks = [f"{1000 * loop.clocks[pipe] / (int(rows) * int(keys)):.0f}" for pipe in PIPES]
+        yield [f"{found.kernel.removesuffix('_kernel')}: {name}", *counted, *clocks]
 
 
 def main() -> None:
@@ -530,13 +481,12 @@ def main() -> None:
         for found, size in pool.map(predict_case, cases(), itertools.repeat(arguments.target)):
             report.predictions += found
             if found[0].case.loss != "augment":
-                report.buffers.append(Buffers(target=arguments.target, case=found[0].case, bytes=size))
-            text += text_of(found)
-            print("\n".join(text_of(found)), flush=True)
+                report.buffers.append(Buffers(case=found[0].case, bytes=size))
+            text += (lines := text_of(found))
+            print("\n".join(lines), flush=True)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         for suffix, body in ((".json", report.model_dump_json(indent=1)), (".txt", "\n".join(text))):
-            write_atomically(arguments.out.with_name(arguments.out.name + suffix), (body + "\n").encode())
+            write_atomically(Path(f"{arguments.out}{suffix}"), (body + "\n").encode())
 
 
 if __name__ == "__main__":
