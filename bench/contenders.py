@@ -9,6 +9,7 @@ no loss that leaves a row's similarity with itself out, so neither computes an N
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,43 +22,52 @@ from .timing import Contender, Loss
 TEMPERATURE, KD_TEMPERATURE = 0.5, 0.1
 FUSED = {"cpu": "cpp", "cuda": "triton"}
 """Our backend on each device."""
+COMPILED = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes of torch.compile."""
+LIBRARIES = {"lightly": "lightly", "metric-learning": "pytorch_metric_learning"}
+CONTENDERS = ("dense", *COMPILED, *LIBRARIES, "authors")
 
 
 def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contender]:
-    """Ours and those of the wanted that are installed and apply, for "dogo_loss", "nt_xent" or "similarity_kl"."""
-    known: dict[str, Callable[[str, str], Contender | None]] = {
-        "dense": lambda loss, device: _dense(loss),
-        "compile": lambda loss, device: _compiled(loss, "compile", None),
-        "max-autotune": lambda loss, device: _compiled(loss, "max-autotune", "max-autotune-no-cudagraphs"),
-        "lightly": lambda loss, device: _library(loss, "lightly", _lightly),
-        "metric-learning": lambda loss, device: _library(loss, "pytorch_metric_learning", _metric_learning),
-        "authors": lambda loss, device: _authors(loss),
-    }
-    found = [known[name](loss, device) for name in wanted]
-    return [*(each for each in found if each is not None), Contender("ours", lambda: _ours(loss, FUSED[device]))]
+    """Those of the wanted that are installed and apply, and ours, for "dogo_loss", "nt_xent" or "similarity_kl"."""
+    others = [
+        _contender(name, loss)
+        for name in wanted
+        if name not in LIBRARIES or (loss != "similarity_kl" and importlib.util.find_spec(LIBRARIES[name]))
+    ]
+    return [*others, Contender("ours", lambda: fused(loss, FUSED[device]))]
 
 
-CONTENDERS = ("dense", "compile", "max-autotune", "lightly", "metric-learning", "authors")
+def _contender(name: str, loss: str) -> Contender:
+    if name == "dense":
+        return Contender(name, lambda: dense(loss), takes=_square_matrices(3))
+    if name in COMPILED:
+        return Contender(name, lambda: _compiled(loss, COMPILED[name]), takes=_square_matrices(2))
+    if name == "lightly":
+        return Contender(name, lambda: _with_dense_kl(loss, _lightly()), capturable=False, takes=_square_matrices(4))
+    if name == "metric-learning":
+        prepare = lambda: _with_dense_kl(loss, _metric_learning())  # noqa: E731
+        return Contender(name, prepare, capturable=False, takes=_pairs_by_negatives)
+    return Contender(name, lambda: _authors(loss), capturable=False, takes=_broadcast(loss))
 
 
 def dense(loss: str) -> Loss:
     """The dense formula of two peers' views a, b and c, d; also the oracle, on float64 inputs."""
-    formulas: dict[str, Loss] = {
-        "dogo_loss": lambda a, b, c, d: reference.dogo_loss((a, b), (c, d), TEMPERATURE, KD_TEMPERATURE).loss,
-        "nt_xent": lambda a, b: reference.nt_xent(a, b, TEMPERATURE),
-        "similarity_kl": lambda a, b, c, d: reference.similarity_kl((a, b), (c.detach(), d.detach()), KD_TEMPERATURE),
-    }
-    return formulas[loss]
+    return _formula(loss, reference)
 
 
-def _ours(loss: str, backend: str) -> Loss:
+def fused(loss: str, backend: str) -> Loss:
+    """Ours."""
+    return _formula(loss, functional, backend=backend)
+
+
+def _formula(loss: str, module: Any, **options: Any) -> Loss:
+    """Reference and functional have the same functions."""
     formulas: dict[str, Loss] = {
-        "dogo_loss": lambda a, b, c, d: (
-            functional.dogo_loss((a, b), (c, d), TEMPERATURE, KD_TEMPERATURE, backend=backend).loss
-        ),
-        "nt_xent": lambda a, b: functional.nt_xent(a, b, TEMPERATURE, backend=backend),
-        "similarity_kl": lambda a, b, c, d: functional.similarity_kl(
-            (a, b), (c.detach(), d.detach()), KD_TEMPERATURE, backend=backend
+        "dogo_loss": lambda a, b, c, d: module.dogo_loss((a, b), (c, d), TEMPERATURE, KD_TEMPERATURE, **options).loss,
+        "nt_xent": lambda a, b: module.nt_xent(a, b, TEMPERATURE, **options),
+        "similarity_kl": lambda a, b, c, d: module.similarity_kl(
+            (a, b), (c.detach(), d.detach()), KD_TEMPERATURE, **options
         ),
     }
     return formulas[loss]
@@ -73,24 +83,16 @@ def _pairs_by_negatives(N: int, D: int, itemsize: int) -> float:
     return 80.0 * N**3 * itemsize
 
 
-def _dense(loss: str) -> Contender:
-    return Contender("dense", lambda: dense(loss), takes=_square_matrices(3))
+def _broadcast(loss: str) -> Callable[[int, int, int], float]:
+    """So many tensors of the size of [N, N, D], as measured at N = 256: 1.1 GiB of the whole loss in float32."""
+    tensors = {"dogo_loss": 35, "nt_xent": 24, "similarity_kl": 6}[loss]
+    return lambda N, D, itemsize: tensors * N**2 * D * itemsize
 
 
-def _compiled(loss: str, name: str, mode: str | None) -> Contender:
-    def prepare() -> Loss:
-        torch._dynamo.reset()  # else the second shape is compiled for all shapes, which is slower
-        return torch.compile(dense(loss), mode=mode, dynamic=False)
-
-    return Contender(name, prepare, takes=_square_matrices(2))
-
-
-def _library(loss: str, module: str, nt_xent: Callable[[], Loss]) -> Contender | None:
-    if loss == "similarity_kl" or importlib.util.find_spec(module) is None:
-        return None
-    name = {"pytorch_metric_learning": "metric-learning"}.get(module, module)
-    takes = _pairs_by_negatives if nt_xent is _metric_learning else _square_matrices(4)
-    return Contender(name, lambda: _with_dense_kl(loss, nt_xent()), capturable=False, takes=takes)
+def _compiled(loss: str, mode: str | None) -> Loss:
+    torch._dynamo.reset()  # else the second shape is compiled for all shapes, which is slower
+    compiled: Loss = torch.compile(dense(loss), mode=mode, dynamic=False)
+    return compiled
 
 
 def _with_dense_kl(loss: str, nt_xent: Loss) -> Loss:
@@ -125,20 +127,15 @@ def _metric_learning() -> Loss:
     return nt_xent
 
 
-def _authors(loss: str) -> Contender:
+def _authors(loss: str) -> Loss:
     formulas: dict[str, Loss] = {
-        "dogo_loss": _with_kl_of(_authors_nt_xent, _authors_kl),
+        "dogo_loss": lambda a, b, c, d: (
+            _authors_nt_xent(a, b) + _authors_nt_xent(c, d) + _authors_kl((a, b), (c, d)) + _authors_kl((c, d), (a, b))
+        ),
         "nt_xent": _authors_nt_xent,
         "similarity_kl": lambda a, b, c, d: _authors_kl((a, b), (c.detach(), d.detach())),
     }
-    # of the size of [N, N, D], as measured at N = 256: 1.1 GiB of the whole loss in float32
-    tensors = {"dogo_loss": 35, "nt_xent": 24, "similarity_kl": 6}[loss]
-    takes = lambda N, D, itemsize: float(tensors * N**2 * D * itemsize)  # noqa: E731
-    return Contender("authors", lambda: formulas[loss], capturable=False, takes=takes)
-
-
-def _with_kl_of(nt_xent: Loss, kl: Callable[..., Tensor]) -> Loss:
-    return lambda a, b, c, d: nt_xent(a, b) + nt_xent(c, d) + kl((a, b), (c, d)) + kl((c, d), (a, b))
+    return formulas[loss]
 
 
 def _broadcast_cosines(x: Tensor, y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
 
+from .per_kernel import gpu_events
 from .rivals import DEVIATION, MEAN, authors_step
 from .timing import Rated, measure_rates, quartiles, seconds, synchronize
 
@@ -89,18 +90,14 @@ def time_phases(step: TrainingStep) -> dict[str, float]:
 def idle_share(run: Callable[[], None], rounds: int) -> float | None:
     """Share of the time from the first to the last kernel of some steps in which no kernel or copy ran; None where the
     profiler sees none."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(rounds):
-            run()
-        torch.cuda.synchronize()
-    ran = sorted((e.time_range.start, e.time_range.end) for e in profile.events() if e.device_type.name == "CUDA")
+    ran = gpu_events(lambda: [run() for _ in range(rounds)])
     if not ran:
         return None
-    busy, end = 0.0, ran[0][0]
-    for start, stop in ran:
+    busy, end = 0.0, ran[0].start
+    for _, start, stop in ran:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
-    return float(1 - busy / (end - ran[0][0]))
+    return 1 - busy / (end - ran[0].start)
 
 
 def test_step(benchmark: Any, case: StepCase) -> None:

@@ -36,7 +36,6 @@ class Noise(Part):
     """The record of repeated runs of the same code."""
 
     machine: dict[str, Any]
-    head: list[str]
     grid: str
     commit: Commit
     ratios: Annotated[dict[str, Annotated[list[AboveZero], Field(min_length=FEWEST_RUNS)]], Field(min_length=1)]
@@ -106,7 +105,7 @@ def measure_noise(records: Sequence[Record]) -> Noise:
     if not common:
         raise NotARecord("the runs must have ratios in common, got none")
     machine, grid, _ = kinds[0]
-    return Noise(machine=machine, head=records[0].head(), grid=grid, commit=records[0].commit, ratios=common)
+    return Noise(machine=machine, grid=grid, commit=records[0].commit, ratios=common)
 
 
 def compare(record: Record, noise: Noise) -> list[tuple[str, float | None, tuple[float, float, float], str]]:

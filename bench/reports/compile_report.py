@@ -30,23 +30,10 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """The shipped table has no entries for the last two: there the default is compiled."""
 VIEWS = ((32, "cifar"), (96, "simclr"), (224, "simclr"))
 LINE = "{:8}{:15}{:10}{:>5}{:>7}{:>10}  {:28}{:>9}{:>6}{:>6}{:>7}{:>8}{:>7}{:>6}{:>9}"
-HEADER = [
-    "target",
-    "loss",
-    "dtype",
-    "D",
-    "N",
-    "variant",
-    "kernel",
-    "tile",
-    "warps",
-    "regs",
-    "spill",
-    "shared",
-    "HGMMA",
-    "EX2",
-    "LDL+STL",
-]
+HEADER = LINE.format(
+    *("target", "loss", "dtype", "D", "N", "variant", "kernel", "tile", "warps"),
+    *("regs", "spill", "shared", "HGMMA", "EX2", "LDL+STL"),
+)
 
 
 def cases(full: bool) -> Iterator[KernelCase]:
@@ -116,7 +103,7 @@ def main() -> None:
     lines = [
         ", ".join(f"{name} {value}" for name, value in compiler_versions().items()),
         "registers and spilled bytes a thread, shared memory in bytes a program, instructions as in the code",
-        LINE.format(*HEADER),
+        HEADER,
     ]
     print("\n".join(lines), flush=True)
     spilling = 0

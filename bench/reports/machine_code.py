@@ -138,33 +138,22 @@ class Counts:
     """Instructions of one warp by class, and what some of them move and multiply.
 
     ``flop`` has the floating-point operations of products by operand type ("BF16", "F16", "TF32"); those of sm_100's
-    instructions, which do not say their shape, are missing. ``shared_bytes``: through shared memory, the operands of
-    HGMMA included.
-    ``bank_bytes``: those for which the banks are busy at the least; lanes that load the same address share it, which
-    the code does not show, so that a load (LDS) counts one pass of 128 bytes, however wide.
+    instructions, which do not say their shape, are missing. ``bank_bytes``: those for which the banks of shared memory
+    are busy at the least, the operands of HGMMA included; lanes that load the same address share it, which the code
+    does not show, so that a load (LDS) counts one pass of 128 bytes, however wide.
     """
 
     classes: Counter[str] = field(default_factory=Counter)
     flop: Counter[str] = field(default_factory=Counter)
     fp32: int = 0  # packed ones twice
     fused: int = 0  # FFMA among them
-    shared_bytes: int = 0
     bank_bytes: int = 0
     operand_bytes: int = 0  # those that HGMMA reads
-    global_bytes: int = 0
 
     @property
     def issued(self) -> int:
         """All instructions."""
         return sum(self.classes.values())
-
-    def add(self, other: "Counts", times: int = 1) -> None:
-        """Add another's counts that many times."""
-        for own, theirs in ((self.classes, other.classes), (self.flop, other.flop)):
-            for key, value in theirs.items():
-                own[key] += times * value
-        for name in ("fp32", "fused", "shared_bytes", "bank_bytes", "operand_bytes", "global_bytes"):
-            setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 
 def count(instructions: Iterable[Instruction]) -> Counts:
@@ -180,34 +169,26 @@ def count(instructions: Iterable[Instruction]) -> Counts:
                 counts.fused += 2 if packed else 1
         elif kind == "product":
             _count_product(instruction, counts)
-        elif kind in ("shared", "global"):
+        elif kind == "shared" or instruction.name == "LDGSTS":
             moved = WARP * access_bytes(instruction.opcode)
-            if kind == "global":
-                counts.global_bytes += moved
-            if kind == "shared" or instruction.name == "LDGSTS":
-                counts.shared_bytes += moved
-                counts.bank_bytes += min(moved, BANKS) if instruction.name == "LDS" else moved
+            counts.bank_bytes += min(moved, BANKS) if instruction.name == "LDS" else moved
     return counts
 
 
 def _count_product(instruction: Instruction, counts: Counts) -> None:
     """HGMMA.64xNxK reads a key operand [K, N] and, unless it lies in registers, a row operand [64, K] from shared
     memory. HMMA.16816 is m16n8k16 of one warp."""
-    suffixes = instruction.opcode.split(".")
-    dtype = next((part for part in suffixes if part in ("BF16", "TF32")), "F16")  # float16 goes without saying
-    if found := re.fullmatch(r"64x(\d+)x(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
+    _, shape, *types = (*instruction.opcode.split("."), "")
+    dtype = next((each for each in types if each in ("BF16", "TF32")), "F16")  # float16 goes without saying
+    if found := re.fullmatch(r"64x(\d+)x(\d+)", shape):
         columns, depth = int(found[1]), int(found[2])
         counts.flop[dtype] += 2 * 64 * columns * depth // WARPGROUP
-        from_shared = instruction.operands.count("gdesc") and not re.match(
-            r"R\d+(?:\.\w+)*, R\d+(?:\.\w+)*, gdesc", instruction.operands
-        )
-        itemsize = 32 // depth  # every depth is 32 bytes: 16 of sixteen bits, 8 of thirty-two
-        read_bytes = itemsize * depth * (columns + (64 if from_shared else 0)) // WARPGROUP
-        counts.shared_bytes += read_bytes
-        counts.bank_bytes += read_bytes
-        counts.operand_bytes += read_bytes
-    elif found := re.fullmatch(r"(16)(8)(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
-        counts.flop[dtype] += 2 * int(found[1]) * int(found[2]) * int(found[3])
+        rows = 64 if instruction.operands.split(", ")[1].startswith("gdesc") else 0
+        operands = 32 * (columns + rows) // WARPGROUP  # every depth is 32 bytes
+        counts.bank_bytes += operands
+        counts.operand_bytes += operands
+    elif found := re.fullmatch(r"168(\d+)", shape):
+        counts.flop[dtype] += 2 * 16 * 8 * int(found[1])
 
 
 def access_bytes(opcode: str) -> int:
@@ -312,22 +293,23 @@ def loops(instructions: list[Instruction]) -> list[Loop]:
     """All loops by address, outer before inner; ``Loop.inner`` has those directly within."""
     by_address = blocks(instructions)
     graph = _graph(by_address)
-    nearest = networkx.immediate_dominators(graph, instructions[0].address)
-    dominators = networkx.DiGraph((above, node) for node, above in nearest.items() if above is not None)
-    dominators.add_nodes_from(graph)
-    bodies: dict[int, set[int]] = {}
-    for latch, head in graph.edges:
-        if head in {latch, *networkx.ancestors(dominators, latch)}:
-            before = networkx.ancestors(graph.subgraph({*graph} - {head}), latch) if latch != head else ()
-            bodies.setdefault(head, {head}).update(before, {latch})
-    found = [
-        Loop(head, {address: by_address[address] for address in sorted(body)}) for head, body in sorted(bodies.items())
-    ]
-    for loop in found:
-        around = [other for other in found if other is not loop and loop.head in other.blocks]
-        if around:
-            min(around, key=lambda other: len(other.blocks)).inner.append(loop)
-    return found
+    found: list[Loop] = []
+
+    def search(inside: Any) -> list[Loop]:
+        """Those of a part of the graph: the blocks that reach each other, entered at the head."""
+        outer = []
+        for body in networkx.strongly_connected_components(inside):
+            if not inside.subgraph(body).edges:
+                continue
+            entered = [each for each in body if not body.issuperset(graph.predecessors(each))]
+            head = min(entered or body)
+            inner = search(inside.subgraph(body - {head}))
+            outer.append(Loop(head, {address: by_address[address] for address in sorted(body)}, inner))
+        found.extend(outer)
+        return outer
+
+    search(graph)
+    return sorted(found, key=lambda loop: (loop.head, -len(loop.blocks)))
 
 
 def hot_loops(found: list[Loop]) -> list[Loop]:

@@ -232,9 +232,8 @@ def _match(loop: Loop, tiles: Tiles) -> tuple[TileLoop, int, Counts] | None:
     inner = [each for each in passed if not each.is_wait]
     best: tuple[float, TileLoop, int, Counts] | None = None
     for kind in tiles.kinds:
-        counts = count(own)
-        for each, trips in zip(inner, _trips(own, inner, kind, tiles), strict=True):
-            counts.add(count(each.path()[0]), trips)
+        repeated = zip(inner, _trips(own, inner, kind, tiles), strict=True)
+        counts = count([*own, *(each for loop, trips in repeated for each in loop.path()[0] * trips)])
         for number in range(1, MOST_TILES + 1):
             off = _product_mismatch(counts, tiles.flop(kind) * number)
             wanted = kind.exponentials * number * tiles.elements / (WARP * tiles.warps)
@@ -268,9 +267,7 @@ def predict_loop(loop: Loop, tiles: Tiles, architecture: Architecture) -> LoopPr
     others = dict(clocks, tensor=0.0, shared=clocks["shared"] - operands)
     elements = number * tiles.elements / (WARP * tiles.warps)  # of one thread
     flop = sum(counts.flop.values()) + _lane_flop(counts, tiles.flop(kind) * number)
-    of_a_thread: dict[str, float] = {name: counts.classes[name] for name in ("exp2", "integer")}
-    of_a_thread |= {"fp32": counts.fp32, "issued": counts.issued}
-    of_a_thread |= {"flop": flop / WARP, "shared_bytes": counts.shared_bytes / WARP}
+    of_a_thread = {"flop": flop / WARP, "exp2": counts.classes["exp2"], "fp32": counts.fp32, "issued": counts.issued}
     return LoopPrediction(
         name=kind.name,
         tiles_an_iteration=number,
@@ -434,7 +431,7 @@ loop with the most clocks: FLOP, instructions and bytes an element, and clocks f
 least, as if the lanes of a load shared their addresses).
 """
 KERNEL_HEAD = ["kernel", "tile", "registers", "spilled", "programs", "bound", "overlapped", "in turns", "% of bound"]
-COUNTED = ("flop", "exp2", "fp32", "integer", "issued", "shared_bytes")
+COUNTED = ("flop", "exp2", "fp32", "issued")
 
 
 def text_of(predictions: Sequence[Prediction]) -> list[str]:
