@@ -35,6 +35,14 @@ class Quartiles(NamedTuple):
     high: AboveZero
 
 
+class Shares(NamedTuple):
+    """Quartiles of parts of a whole."""
+
+    low: FromZero
+    median: FromZero
+    high: FromZero
+
+
 class Part(BaseModel):
     """Fields of their exact types."""
 
@@ -131,9 +139,17 @@ class ViewsInfo(RatedInfo):
         return f"{PLACES[self.device]}, {self.size} px, {self.recipe}, {self.N} images"
 
 
+class PhaseShares(Part):
+    augmentation: Shares
+    forward: Shares
+    loss: Shares
+    backward: Shares
+    optimisers: Shares
+
+
 class StepInfo(RatedInfo):
     backbone: str
-    phase_shares: dict[str, tuple[FromZero, FromZero, FromZero]]
+    phase_shares: PhaseShares
     gpu_idle_share: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     def __str__(self) -> str:
@@ -258,7 +274,7 @@ def read(path: Path, model: type[Model], what: str) -> Model:
             raise NotARecord(f"{path} is not {what}: {where} {first['msg'][:200]}") from None
         got = repr(first["input"])
         got = got if len(got) <= 60 else f"{got[:60]} …"
-        raise NotARecord(f"{path} is damaged, {where}: {first['msg']}, got {got}") from None
+        raise NotARecord(f"{path} is damaged{where and f', {where}'}: {first['msg']}, got {got}") from None
 
 
 def load(path: Path) -> Record:

@@ -17,6 +17,7 @@ from .records import (
     KernelsInfo,
     LossInfo,
     NotARecord,
+    PhaseShares,
     PretrainingInfo,
     RatedInfo,
     Rates,
@@ -158,18 +159,12 @@ def percent_of_copy(record: Record, info: ViewsInfo) -> str:
 
 def phase_table(infos: Sequence[StepInfo]) -> list[str]:
     """Where the time of an eager step goes, and how long a GPU idles in a captured one."""
-    phases = list(infos[0].phase_shares)
-    rows = [
-        [
-            str(info),
-            *(
-                f"{100 * info.phase_shares[phase][1]:.1f}" if phase in info.phase_shares else MISSING
-                for phase in phases
-            ),
-            MISSING if info.gpu_idle_share is None else f"{100 * info.gpu_idle_share:.1f}",
-        ]
-        for info in infos
-    ]
+    phases = list(PhaseShares.model_fields)
+    rows = []
+    for info in infos:
+        shares = [getattr(info.phase_shares, phase).median for phase in phases]
+        idle = MISSING if info.gpu_idle_share is None else f"{100 * info.gpu_idle_share:.1f}"
+        rows.append([str(info), *(f"{100 * share:.1f}" for share in shares), idle])
     return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
 
 

@@ -162,7 +162,7 @@ def _reached(info: LossInfo) -> str:
 
 def _stepped(info: StepInfo) -> str:
     idle = "GPU idle unknown" if info.gpu_idle_share is None else f"GPU idle {100 * info.gpu_idle_share:.1f} %"
-    views = f"views {100 * info.phase_shares['augmentation'][1]:.1f} %"
+    views = f"views {100 * info.phase_shares.augmentation.median:.1f} %"
     return f"{number(info.per_second['ours'].median)} images/s, {idle}, {views}"
 
 
