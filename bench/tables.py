@@ -9,23 +9,9 @@ from pathlib import Path
 
 import torch
 
+from . import records
 from .contenders import CONTENDERS
-from .records import (
-    PLACES,
-    Info,
-    KernelInfo,
-    KernelsInfo,
-    LossInfo,
-    NotARecord,
-    PhaseShares,
-    PretrainingInfo,
-    RatedInfo,
-    Rates,
-    Record,
-    StepInfo,
-    ViewsInfo,
-    load,
-)
+from .records import PLACES, Info, KernelInfo, KernelsInfo, LossInfo, NotARecord, Record, ViewsInfo, load
 from .work import PASSES, Shape, bound
 
 TITLES = {
@@ -33,10 +19,10 @@ TITLES = {
     "nt_xent": "NT-Xent alone",
     "similarity_kl": "Similarity KL alone, constant teacher",
 }
-RATED: dict[type[RatedInfo], str] = {
+RATED: dict[type[records.RatedInfo], str] = {
     ViewsInfo: "Views",
-    StepInfo: "Training steps",
-    PretrainingInfo: "Pretraining, end to end",
+    records.StepInfo: "Training steps",
+    records.PretrainingInfo: "Pretraining, end to end",
 }
 """Titles of the kinds of benchmarks that have a rate."""
 MISSING = "–"
@@ -78,25 +64,17 @@ def loss_table(infos: Sequence[LossInfo]) -> list[str]:
     times = [f"{phase}, ms" for phase in ("forward", "backward", "both")]
     rows = []
     for info in infos:
-
-        def starred(values: Sequence[float], name: str, digits: int, scale: float = 1.0, info: LossInfo = info) -> str:
-            in_eager = info.device == "cuda" and not info.captured[name]
-            return spread(values, scale, digits) + ("*" if in_eager else "")
-
+        stars = {name: "*" if info.device == "cuda" and not each else "" for name, each in info.captured.items()}
         ours = info.seconds["ours"]
-        rows.append(
-            [
-                *_size(info),
-                *(starred(phase, "ours", 3, 1e3) for phase in (ours.forward, ours.backward, ours.both)),
-                *(
-                    starred(info.faster_than[name].both, name, 2)
-                    if name in info.faster_than
-                    else info.missing.get(name, MISSING).split(":")[0]
-                    for name in present
-                ),
-                ", ".join(f"{value:.0f}" for value in percents_of_bound(info)),
-            ]
-        )
+        ratios = [
+            spread(info.faster_than[name].both, digits=2) + stars[name]
+            if name in info.faster_than
+            else info.missing.get(name, MISSING).split(":")[0]
+            for name in present
+        ]
+        taken = [spread(phase, 1e3) + stars["ours"] for phase in (ours.forward, ours.backward, ours.both)]
+        percents = ", ".join(f"{value:.0f}" for value in percents_of_bound(info))
+        rows.append([*_size(info), *taken, *ratios, percents])
     return table(["dtype", "N", "D", *times, *(f"× {name}" for name in present), "% of bound"], rows)
 
 
@@ -120,31 +98,22 @@ def memory_table(infos: Sequence[LossInfo]) -> list[str]:
     present = ["ours", *(name for name in CONTENDERS if any(name in info.memory_bytes for info in infos))]
     rows = []
     for info in infos:
-        memory = [info.memory_bytes.get(name) for name in present]
+        memory = [number(info.memory_bytes[name] / 2**20) if name in info.memory_bytes else MISSING for name in present]
         errors = [info.relative_error.get(name) for name in ("ours", "dense")]
-        rows.append(
-            [
-                *_size(info),
-                *(MISSING if value is None else number(value / 2**20) for value in memory),
-                *(MISSING if error is None else f"{error[0]:.0e}, {error[1]:.0e}" for error in errors),
-            ]
-        )
+        shown = [MISSING if error is None else f"{error[0]:.0e}, {error[1]:.0e}" for error in errors]
+        rows.append([*_size(info), *memory, *shown])
     return table(["dtype", "N", "D", *(f"{name}, MiB" for name in present), "error: ours", "dense"], rows)
 
 
-def rate_table(record: Record, kind: type[RatedInfo]) -> list[str]:
+def rate_table(record: Record, kind: type[records.RatedInfo]) -> list[str]:
     """Views or images a second."""
     infos = record.of(kind)
     others = list(dict.fromkeys(name for info in infos for name in info.faster_than))
-    rows = [
-        [
-            str(info),
-            spread(info.per_second["ours"]),
-            *(spread(info.faster_than[name], digits=2) if name in info.faster_than else MISSING for name in others),
-            *([percent_of_copy(record, info)] if isinstance(info, ViewsInfo) else []),
-        ]
-        for info in infos
-    ]
+    rows = []
+    for info in infos:
+        ratios = [spread(info.faster_than[name], digits=2) if name in info.faster_than else MISSING for name in others]
+        of_copy = [percent_of_copy(record, info)] if isinstance(info, ViewsInfo) else []
+        rows.append([str(info), spread(info.per_second["ours"]), *ratios, *of_copy])
     bound_of = ["% of a copy's rate"] if kind is ViewsInfo else []
     return table(["", infos[0].unit, *(f"× {name}" for name in others), *bound_of], rows)
 
@@ -157,9 +126,9 @@ def percent_of_copy(record: Record, info: ViewsInfo) -> str:
     return number(100 * moved / losses[0].rates.copy_, 2) if losses else MISSING
 
 
-def phase_table(infos: Sequence[StepInfo]) -> list[str]:
+def phase_table(infos: Sequence[records.StepInfo]) -> list[str]:
     """Where the time of an eager step goes, and how long a GPU idles in a captured one."""
-    phases = list(PhaseShares.model_fields)
+    phases = list(records.PhaseShares.model_fields)
     rows = []
     for info in infos:
         shares = [getattr(info.phase_shares, phase).median for phase in phases]
@@ -184,24 +153,17 @@ def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
             rows.append([*what, f"unmeasured: {measured.unavailable}", *[MISSING] * (len(head) - 5)])
         for kernel in measured.kernels:
             limiter, bound_seconds = max(kernel.bound.items(), key=lambda item: item[1])
-            rows.append(
-                [
-                    *what,
-                    kernel.kernel.removesuffix("_kernel"),
-                    f"{kernel.tile}, {kernel.warps} warps".removeprefix(", "),
-                    spread(kernel.seconds, 1e6),
-                    " to ".join(number(1e6 * value) for value in predict(kernel, measured)) or MISSING,
-                    number(1e6 * bound_seconds),
-                    limiter,
-                    f"{100 * bound_seconds / kernel.seconds.median:.0f}",
-                ]
-            )
+            tile = f"{kernel.tile}, {kernel.warps} warps".removeprefix(", ")
+            predicted = " to ".join(number(1e6 * value) for value in predict(kernel, measured)) or MISSING
+            times = [spread(kernel.seconds, 1e6), predicted, number(1e6 * bound_seconds)]
+            percent = f"{100 * bound_seconds / kernel.seconds.median:.0f}"
+            rows.append([*what, kernel.kernel.removesuffix("_kernel"), tile, *times, limiter, percent])
     return table(head, rows)
 
 
 def rates_table(infos: Sequence[LossInfo]) -> list[str]:
     """What the machine reached, of the first loss of each device and dtype."""
-    first: dict[tuple[str, str], Rates] = {}
+    first: dict[tuple[str, str], records.Rates] = {}
     for info in infos:
         first.setdefault((info.device, info.dtype), info.rates)
     rows = [
@@ -216,18 +178,17 @@ def sections(record: Record, predict: Predict = unforeseen) -> list[tuple[str, l
     found = []
     for device in ("cuda", "cpu"):
         where = f", {PLACES[device]}" if record.device == "cuda" else ""
-        by_title = {TITLES[loss]: record.of(LossInfo, loss=loss, device=device) for loss in TITLES}
-        found += [(title + where, loss_table(infos)) for title, infos in by_title.items() if infos]
-        found += [
-            (f"Memory and error: {title}{where}", memory_table(infos)) for title, infos in by_title.items() if infos
-        ]
+        losses = {title: record.of(LossInfo, loss=loss, device=device) for loss, title in TITLES.items()}
+        there = {f"{title}{where}": infos for title, infos in losses.items() if infos}
+        found += [(title, loss_table(infos)) for title, infos in there.items()]
+        found += [(f"Memory and error: {title}", memory_table(infos)) for title, infos in there.items()]
     found += [(title, rate_table(record, kind)) for kind, title in RATED.items() if record.of(kind)]
-    if steps := record.of(StepInfo):
+    if steps := record.of(records.StepInfo):
         found.append(("Shares of an eager step", phase_table(steps)))
     if kernels := [info.kernels for info in record.of(Info) if info.kernels]:
         found.append(("Kernels on the GPU", kernel_table(kernels, predict)))
-    if losses := record.of(LossInfo):
-        found.append(("Rates of the machine in that run", rates_table(losses)))
+    if infos := record.of(LossInfo):
+        found.append(("Rates of the machine in that run", rates_table(infos)))
     return found
 
 

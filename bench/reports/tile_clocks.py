@@ -1,5 +1,4 @@
-"""Clocks of a tile: loops of the machine code matched with the tiles of a launch, their counts turned into clocks of each
-pipe.
+"""Clocks of a tile: the loops of the machine code matched with the tiles of a launch, and clocks of each pipe.
 
 Tiles an iteration: the counted FLOP of an iteration, divided by those of a tile (work.py.tile_loops), must be a
 whole number, and its exponentials must agree. A loop within an iteration (rows of several chunks) runs as often as the
