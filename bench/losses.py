@@ -39,12 +39,9 @@ def bench_loss(benchmark: Any, loss: str, case: LossCase, grid: str, rates: dict
     torch.manual_seed(0)
 
     def make() -> Inputs:
-        return [
-            torch.randn(case.N, case.D, dtype=getattr(torch, case.dtype), device=case.device).requires_grad_(
-                number < DIFFERENTIATED[loss]
-            )
-            for number in range(VIEWS[loss])
-        ]
+        dtype = getattr(torch, case.dtype)
+        views = [torch.randn(case.N, case.D, dtype=dtype, device=case.device) for _ in range(VIEWS[loss])]
+        return [x.requires_grad_(number < DIFFERENTIATED[loss]) for number, x in enumerate(views)]
 
     first = make()
     rest = iter([first])

@@ -20,22 +20,13 @@ LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
 PASSES = ("forward", "backward")
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """Floating-point operations, exponentials, and bytes that pass through the device's memory."""
 
     flop: int = 0
     exponentials: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.flop + other.flop,
-            self.exponentials + other.exponentials,
-            self.bytes_read + other.bytes_read,
-            self.bytes_written + other.bytes_written,
-        )
 
 
 @dataclass(frozen=True)
@@ -91,11 +82,8 @@ def needed(shape: Shape, passes: tuple[str, ...] = PASSES) -> Work:
     """
     if unknown := set(passes) - set(PASSES):
         raise ValueError(f"passes must be of {', '.join(PASSES)}, got {', '.join(sorted(unknown))}")
-    total = Work()
-    for one in passes:
-        for peer in range(len(shape.widths)):
-            total += _needed_by_peer(shape, peer, one == "backward")
-    return total
+    parts = [_needed_by_peer(shape, peer, one == "backward") for one in passes for peer in range(len(shape.widths))]
+    return Work(*map(sum, zip(*parts, strict=True)))
 
 
 def _needed_by_peer(shape: Shape, peer: int, backward: bool) -> Work:
@@ -103,16 +91,14 @@ def _needed_by_peer(shape: Shape, peer: int, backward: bool) -> Work:
     cosines = pairs if shape.loss == "similarity_kl" else 2 * pairs
     exponentials = {"nt_xent": 2, "similarity_kl": 1, "dogo_loss": 3}[shape.loss] * pairs
     flop, size = 2 * cosines * width, (shape.rows + shape.columns) * width * shape.itemsize
-    if not backward:
-        return Work(flop, exponentials, size)
-    if shape.loss == "similarity_kl" and peer == 1 and not shape.teacher_learns:
+    constant = shape.loss == "similarity_kl" and peer == 1 and not shape.teacher_learns
+    if constant or not backward:
         return Work(flop, exponentials, size)
     weights = (2 if shape.loss == "similarity_kl" else 4) * pairs
     return Work(flop + 2 * weights * width, exponentials, size, size)
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(NamedTuple):
     """The least time of some work on a machine: seconds by what may limit it, which of these does, and the total."""
 
     seconds: dict[str, float]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]
             min(width, wide) for width in widths
         }
     seen = {(row["target"], row["loss"], row["dtype"], int(row["D"]), int(row["N"]), row["variant"]) for row in rows}
-    assert seen == {(target, *case) for target in compile_report.TARGETS for case in cases}
+    assert seen == {(target, *astuple(case)) for target in compile_report.TARGETS for case in cases}
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
         "normalize_kernel",

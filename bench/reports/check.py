@@ -110,12 +110,11 @@ def measure_noise(records: Sequence[Record]) -> Noise:
 
 def compare(record: Record, noise: Noise) -> list[tuple[str, float | None, tuple[float, float, float], str]]:
     """Name, ratio now, band and verdict of everything that was recorded."""
-    found = ratios(record)
-    out = []
-    for name, band in noise.bands().items():
+    found, out = ratios(record), []
+    for name, (low, middle, high) in noise.bands().items():
         now = found.get(name)
-        verdict = GONE if now is None else SLOWER if now < band[0] else FASTER if now > band[2] else SAME
-        out.append((name, now, band, verdict))
+        verdict = GONE if now is None else SLOWER if now < low else FASTER if now > high else SAME
+        out.append((name, now, (low, middle, high), verdict))
     return out
 
 
@@ -139,7 +138,8 @@ def find_noise(record: Record, paths: Sequence[Path]) -> Noise:
     raise NotARecord("; ".join(said))
 
 
-def _print_comparison(record: Record, noise: Noise) -> int:
+def print_comparison(record: Record, noise: Noise) -> int:
+    """Returns the exit code: 1 where something is slower or did not run."""
     compared = compare(record, noise)
     rows = [
         [name, MISSING if now is None else number(now), f"{number(middle)} ({number(low)}–{number(high)})", verdict]
@@ -147,10 +147,10 @@ def _print_comparison(record: Record, noise: Noise) -> int:
     ]
     print("\n".join(table(["ratio", "now", "recorded (band)", ""], rows)))
     print(f"bands: {DEVIATIONS:g} standard deviations of {noise.runs} repeated runs at {noise.commit.id[:12]}")
-    worse = [name for name, *_, verdict in compared if verdict in (SLOWER, GONE)]
+    worse = sum(verdict in (SLOWER, GONE) for *_, verdict in compared)
     if worse:
-        print(f"slower than the noise allows, or not run: {len(worse)} of {len(compared)}", file=sys.stderr)
-    return 1 if worse else 0
+        print(f"slower than the noise allows, or not run: {worse} of {len(compared)}", file=sys.stderr)
+    return int(worse > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(options.out, (text + "\n").encode())
             return 0
         record = load(options.run)
-        return _print_comparison(record, find_noise(record, options.recorded or sorted(RESULTS.glob("noise-*.json"))))
+        return print_comparison(record, find_noise(record, options.recorded or sorted(RESULTS.glob("noise-*.json"))))
     except (NotARecord, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
