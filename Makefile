@@ -10,13 +10,19 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test sanitize bench bench-check bench-noise page lint compile-report roofline docs clean
+.PHONY: pretrain test test-all sanitize bench bench-check bench-noise page lint compile-report roofline docs clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
 
+# The quick form of the tests, some minutes: each says what it leaves out. test-all leaves nothing out: every kernel is
+# compiled in every configuration for every GPU, a run is killed 50 times, Hypothesis tries three times as much.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.installed-test
+	$(PYTEST) --whole $(ARGS)
 
 # The tests of the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer in them. The runtimes must come before
 # Python; libstdc++ with them, or they miss its exceptions. --capture=sys lets a report out of a process that dies.

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dogo_fast import reference
-from dogo_fast.augment import VIEW_RECIPES, ViewRecipe, blur_size
 from dogo_fast.peers import Peer, build_peer
+from dogo_fast.views import VIEW_RECIPES, ViewRecipe, blur_size
 
 Views = Callable[[Tensor], Tensor]
 """Images uint8 [N, 3, S, S] to one view each, normalised float32."""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation
 from dogo_fast.ops.compiling import KernelCase
+from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from . import per_kernel
 from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views

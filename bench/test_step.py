@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation
 from dogo_fast.data import Batch
 from dogo_fast.peers import build_peer
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
+from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from .per_kernel import gpu_events
 from .rivals import DEVIATION, MEAN, authors_step

@@ -1,5 +1,5 @@
 // All views of a batch: uint8 images and what was drawn for each view in, normalised channels-last views out. The
-// equations are those at the head of kernels/augment.py; dogo_fast/augment.py is the same in plain tensors.
+// equations are those at the head of kernels/augment.py; dogo_fast/views/reference.py is the same in plain tensors.
 //
 // There is no gradient and nothing is saved. A view lives in the buffers of its thread while it is made, three planes of
 // floats; memory does not grow with the batch: 4 · (6 S² + H S + W) bytes a thread for images of H × W and views of S × S.
@@ -23,7 +23,7 @@ using at::Tensor;
 constexpr int64_t kDraws = 17;
 constexpr float kRed = 0.2989f, kGreen = 0.587f, kBlue = 0.114f;
 
-// What describes a view, in the order of dogo_fast.augment.ViewDraws.
+// What describes a view, in the order of dogo_fast.views.ViewDraws.
 struct Draws {
   explicit Draws(const float* p)
       : top(static_cast<int64_t>(p[0])), left(static_cast<int64_t>(p[1])), height(static_cast<int64_t>(p[2])),

@@ -16,159 +16,110 @@ For the pixel with centre (y, x) of a view of S_h × S_w pixels, with the draws 
 
 The four adjustments run in the order that was drawn. Clamping is to [0, 1].
 
-Draws: Philox4x32-10 with the seed as key and (index of the image, epoch, view, block) as counter: see
-dogo_fast/philox.py, and dogo_fast/augment.py for the same in plain tensors. Blocks 0 to 9 are the tries of the crop,
-10 the order of the adjustments, 11 their factors, 12 flip, angle, jitter and grey, 13 blur, σ and solarise.
+Draws are made or read in draws.py.
 
 There is no gradient: views are data.
 
-Statistics: none are saved. With DRAWN = True the draws are read from p_draws [views, N, DRAWS] instead of made.
+Statistics: none are saved. Where p_draws [views, N, DRAWS] is given, the draws are read from it instead of made.
 
 Memory: reads each crop once (twice where a view has several tiles and its contrast changes: m is needed first), writes
 each view once. Only blurred views are written to and read from a scratch of two float16 images a view as well, which
 its own program reads back after a barrier: 12 bytes a pixel.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from .draws import DRAWS, RECIPE, Counter, draw, load_draws
 from .tiles import narrow
 
-TRIES = tl.constexpr(10)
-DRAWS = tl.constexpr(17)
-"""Numbers that describe a view: top, left, height, width, flipped, angle, 4 places, 4 factors, grey, σ, solarised."""
-RECIPE = tl.constexpr(21)
-"""Numbers that describe a recipe: see dogo_fast.augment.ViewRecipe.numbers."""
+# What the kernel is given
+
+
+class Pictures(NamedTuple):
+    """All pictures and which of them a batch has."""
+
+    p_images: Any  # [M, 3, HEIGHT, WIDTH] uint8
+    p_rows: Any  # [N] int64, where each picture lies
+    p_indices: Any  # [N] int64, the number that its draws depend on
+
+
+class DrawSource(NamedTuple):
+    """What draws are made of, or the draws themselves."""
+
+    p_state: Any  # [2] int64, seed and epoch
+    p_recipes: Any  # [views, RECIPE] float32
+    p_draws: Any  # [views, N, DRAWS] float32, or None
+
+
+class Normalisation(NamedTuple):
+    """What a channel is multiplied by, and what is added then."""
+
+    scale_0: Any
+    scale_1: Any
+    scale_2: Any
+    shift_0: Any
+    shift_1: Any
+    shift_2: Any
+
+
+class Sizes(NamedTuple):
+    """Of pictures and views, pixels, and how many pixels a sample may read along each axis."""
+
+    HEIGHT: Any
+    WIDTH: Any
+    OUT_HEIGHT: Any
+    OUT_WIDTH: Any
+    TAPS_Y: Any
+    TAPS_X: Any
+
+
+# What it is made of
+
+
+class Picture(NamedTuple):
+    """One picture: where its red plane begins, and its size."""
+
+    p_red: Any
+    height: Any
+    width: Any
+
+
+class Turn(NamedTuple):
+    """Cosine and sine of the angle."""
+
+    cosine: Any
+    sine: Any
+
+
+class Tile(NamedTuple):
+    """The pixels of a view that are worked on together."""
+
+    i_pixels: Any
+    m_pixels: Any
+
+
+class Colours(NamedTuple):
+    """The channels of a tile, [BLOCK] each."""
+
+    b_red: Any
+    b_green: Any
+    b_blue: Any
+
+
+# Pixels
 
 
 @triton.jit
-def _uniform(word):
-    """A number in [0, 1) of 24 random bits."""
-    return (word >> 8).to(tl.float32) * 5.9604644775390625e-08
+def _tile(number, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
+    i_pixels = number * BLOCK + tl.arange(0, BLOCK)
+    return Tile(i_pixels, i_pixels < PIXELS)
 
 
 @triton.jit
-def _between(word, p_low):
-    """Uniform between the two numbers at p_low."""
-    low = tl.load(p_low)
-    return low + _uniform(word) * (tl.load(p_low + 1) - low)
-
-
-@triton.jit
-def _below(word, count):
-    """A whole number in 0 … count − 1."""
-    return ((word.to(tl.uint64) * count.to(tl.uint64)) >> 32).to(tl.int32)
-
-
-@triton.jit
-def _draw_crop(seed, index, epoch, i_view, p_recipe, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """Ten tries at once; where none fits, the largest centred crop of an allowed ratio. In float64, so that rounding
-    to whole pixels goes the same way on every device."""
-    i_tries = tl.arange(0, 16)
-    words = tl.philox(seed, index + 0 * i_tries, epoch + 0 * i_tries, i_view + 0 * i_tries, i_tries)
-    area_low = tl.load(p_recipe).to(tl.float64)
-    area_high = tl.load(p_recipe + 1).to(tl.float64)
-    ratio_low = tl.load(p_recipe + 2).to(tl.float64)
-    ratio_high = tl.load(p_recipe + 3).to(tl.float64)
-    b_area = HEIGHT * WIDTH * (area_low + words[0].to(tl.float64) * 2.3283064365386963e-10 * (area_high - area_low))
-    log_low = tl.log(ratio_low)
-    b_ratio = tl.exp(log_low + words[1].to(tl.float64) * 2.3283064365386963e-10 * (tl.log(ratio_high) - log_low))
-    b_height = tl.floor(tl.sqrt(b_area / b_ratio) + 0.5).to(tl.int32)
-    b_width = tl.floor(tl.sqrt(b_area * b_ratio) + 0.5).to(tl.int32)
-    m_fits = (b_height > 0) & (b_height <= HEIGHT) & (b_width > 0) & (b_width <= WIDTH) & (i_tries < TRIES)
-    first = tl.min(tl.where(m_fits, i_tries, 16), 0)
-    m_first = i_tries == first
-    height = tl.sum(tl.where(m_first, b_height, 0), 0)
-    width = tl.sum(tl.where(m_first, b_width, 0), 0)
-    b_top = _below(words[2], tl.maximum(HEIGHT - b_height + 1, 1))
-    b_left = _below(words[3], tl.maximum(WIDTH - b_width + 1, 1))
-    top = tl.sum(tl.where(m_first, b_top, 0), 0)
-    left = tl.sum(tl.where(m_first, b_left, 0), 0)
-    ratio = tl.minimum(tl.maximum(WIDTH / HEIGHT, ratio_low), ratio_high)
-    whole_height = tl.maximum(tl.minimum(HEIGHT, tl.floor(WIDTH / ratio + 0.5).to(tl.int32)), 1)
-    whole_width = tl.maximum(tl.minimum(WIDTH, tl.floor(HEIGHT * ratio + 0.5).to(tl.int32)), 1)
-    none = first == 16
-    height = tl.where(none, whole_height, height)
-    width = tl.where(none, whole_width, width)
-    top = tl.where(none, (HEIGHT - whole_height) // 2, top)
-    left = tl.where(none, (WIDTH - whole_width) // 2, left)
-    return top, left, height, width
-
-
-@triton.jit
-def _draw(seed, index, epoch, i_view, p_recipe, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """Everything that describes a view, as listed at DRAWS."""
-    top, left, height, width = _draw_crop(seed, index, epoch, i_view, p_recipe, HEIGHT, WIDTH)
-    o0, o1, o2, o3 = tl.philox(seed, index, epoch, i_view, 0 * index + 10)
-    f0, f1, f2, f3 = tl.philox(seed, index, epoch, i_view, 0 * index + 11)
-    w0, w1, w2, w3 = tl.philox(seed, index, epoch, i_view, 0 * index + 12)
-    v0, v1, v2, _ = tl.philox(seed, index, epoch, i_view, 0 * index + 13)
-    flipped = _uniform(w0) < tl.load(p_recipe + 4)
-    angle = _between(w1, p_recipe + 5)
-    # the place of each adjustment: how many of the other words are smaller (of equal ones, the earlier comes first)
-    jitters = _uniform(w2) < tl.load(p_recipe + 7)
-    k0 = (o1 < o0).to(tl.int32) + (o2 < o0).to(tl.int32) + (o3 < o0).to(tl.int32)
-    k1 = (o0 <= o1).to(tl.int32) + (o2 < o1).to(tl.int32) + (o3 < o1).to(tl.int32)
-    k2 = (o0 <= o2).to(tl.int32) + (o1 <= o2).to(tl.int32) + (o3 < o2).to(tl.int32)
-    k3 = (o0 <= o3).to(tl.int32) + (o1 <= o3).to(tl.int32) + (o2 <= o3).to(tl.int32)
-    k0 = tl.where(jitters, k0, 4)
-    k1 = tl.where(jitters, k1, 4)
-    k2 = tl.where(jitters, k2, 4)
-    k3 = tl.where(jitters, k3, 4)
-    brightness = _between(f0, p_recipe + 8)
-    contrast = _between(f1, p_recipe + 10)
-    saturation = _between(f2, p_recipe + 12)
-    hue = _between(f3, p_recipe + 14)
-    grey = _uniform(w3) < tl.load(p_recipe + 16)
-    sigma = tl.where(_uniform(v0) < tl.load(p_recipe + 17), _between(v1, p_recipe + 18), 0.0)
-    solarised = _uniform(v2) < tl.load(p_recipe + 20)
-    return (
-        top,
-        left,
-        height,
-        width,
-        flipped,
-        angle,
-        k0,
-        k1,
-        k2,
-        k3,
-        brightness,
-        contrast,
-        saturation,
-        hue,
-        grey,
-        sigma,
-        solarised,
-    )
-
-
-@triton.jit
-def _read_draws(p):
-    """The same from memory, where they lie as float32."""
-    return (
-        tl.load(p).to(tl.int32),
-        tl.load(p + 1).to(tl.int32),
-        tl.load(p + 2).to(tl.int32),
-        tl.load(p + 3).to(tl.int32),
-        tl.load(p + 4) > 0,
-        tl.load(p + 5),
-        tl.load(p + 6).to(tl.int32),
-        tl.load(p + 7).to(tl.int32),
-        tl.load(p + 8).to(tl.int32),
-        tl.load(p + 9).to(tl.int32),
-        tl.load(p + 10),
-        tl.load(p + 11),
-        tl.load(p + 12),
-        tl.load(p + 13),
-        tl.load(p + 14) > 0,
-        tl.load(p + 15),
-        tl.load(p + 16) > 0,
-    )
-
-
-@triton.jit
-def _taps(b_centre, extent, support, k: tl.constexpr):
+def _tap(b_centre, extent, support, k: tl.constexpr):
     """The k-th pixel that a sample at b_centre reads along an axis of the crop, and its weight."""
     b_pixel = tl.maximum(tl.floor(b_centre - support + 0.5), 0.0) + k
     b_last = tl.minimum(tl.floor(b_centre + support + 0.5), extent)
@@ -177,31 +128,20 @@ def _taps(b_centre, extent, support, k: tl.constexpr):
 
 
 @triton.jit
-def _sample(
-    p_image,
-    i_pixels,
-    top,
-    left,
-    height,
-    width,
-    flipped,
-    cosine,
-    sine,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    OUT_HEIGHT: tl.constexpr,
-    OUT_WIDTH: tl.constexpr,
-    TAPS_Y: tl.constexpr,
-    TAPS_X: tl.constexpr,
-):
-    """Red, green and blue of the view's pixels, in [0, 1]."""
-    extent_y = height.to(tl.float32)
-    extent_x = width.to(tl.float32)
+def _sample(picture, draws, turn, tile, sizes: tl.constexpr):
+    """The view's pixels from the picture, in [0, 1]."""
+    OUT_HEIGHT: tl.constexpr = sizes.OUT_HEIGHT
+    OUT_WIDTH: tl.constexpr = sizes.OUT_WIDTH
+    TAPS_Y: tl.constexpr = sizes.TAPS_Y
+    TAPS_X: tl.constexpr = sizes.TAPS_X
+    i_pixels = tile.i_pixels % (OUT_HEIGHT * OUT_WIDTH)
+    extent_y = draws.box.height.to(tl.float32)
+    extent_x = draws.box.width.to(tl.float32)
     b_x = (i_pixels % OUT_WIDTH).to(tl.float32)
-    b_x = tl.where(flipped, OUT_WIDTH - 1 - b_x, b_x) + 0.5 - OUT_WIDTH / 2
+    b_x = tl.where(draws.flipped, OUT_WIDTH - 1 - b_x, b_x) + 0.5 - OUT_WIDTH / 2
     b_y = (i_pixels // OUT_WIDTH).to(tl.float32) + 0.5 - OUT_HEIGHT / 2
-    b_centre_y = ((b_y * cosine + b_x * sine) / OUT_HEIGHT + 0.5) * extent_y
-    b_centre_x = ((b_x * cosine - b_y * sine) / OUT_WIDTH + 0.5) * extent_x
+    b_centre_y = ((b_y * turn.cosine + b_x * turn.sine) / OUT_HEIGHT + 0.5) * extent_y
+    b_centre_x = ((b_x * turn.cosine - b_y * turn.sine) / OUT_WIDTH + 0.5) * extent_x
     b_centre_y = tl.minimum(tl.maximum(b_centre_y, 0.5), extent_y - 0.5)
     b_centre_x = tl.minimum(tl.maximum(b_centre_x, 0.5), extent_x - 0.5)
     support_y = tl.maximum(extent_y / OUT_HEIGHT, 1.0)
@@ -210,19 +150,21 @@ def _sample(
     b_green = tl.zeros_like(b_x)
     b_blue = tl.zeros_like(b_x)
     b_total = tl.zeros_like(b_x)
+    plane = picture.height * picture.width
     for k in tl.static_range(TAPS_Y):
-        b_row, b_weight_y = _taps(b_centre_y, extent_y, support_y, k)
+        b_row, b_weight_y = _tap(b_centre_y, extent_y, support_y, k)
         for l in tl.static_range(TAPS_X):  # noqa: E741
-            b_column, b_weight_x = _taps(b_centre_x, extent_x, support_x, l)
+            b_column, b_weight_x = _tap(b_centre_x, extent_x, support_x, l)
             b_weight = b_weight_y * b_weight_x
             m_weight = b_weight > 0
-            p_pixels = p_image + (top + b_row.to(tl.int32)) * WIDTH + left + b_column.to(tl.int32)
+            i_row = draws.box.top + b_row.to(tl.int32)
+            p_pixels = picture.p_red + i_row * picture.width + draws.box.left + b_column.to(tl.int32)
             b_red += b_weight * tl.load(p_pixels, mask=m_weight, other=0).to(tl.float32)
-            b_green += b_weight * tl.load(p_pixels + HEIGHT * WIDTH, mask=m_weight, other=0).to(tl.float32)
-            b_blue += b_weight * tl.load(p_pixels + 2 * HEIGHT * WIDTH, mask=m_weight, other=0).to(tl.float32)
+            b_green += b_weight * tl.load(p_pixels + plane, mask=m_weight, other=0).to(tl.float32)
+            b_blue += b_weight * tl.load(p_pixels + 2 * plane, mask=m_weight, other=0).to(tl.float32)
             b_total += b_weight
     b_scale = 1.0 / (255.0 * b_total)
-    return b_red * b_scale, b_green * b_scale, b_blue * b_scale
+    return Colours(b_red * b_scale, b_green * b_scale, b_blue * b_scale)
 
 
 @triton.jit
@@ -231,8 +173,18 @@ def _clamp(b_x):
 
 
 @triton.jit
-def _grey(b_red, b_green, b_blue):
-    return 0.2989 * b_red + 0.587 * b_green + 0.114 * b_blue
+def _grey(colours):
+    return 0.2989 * colours.b_red + 0.587 * colours.b_green + 0.114 * colours.b_blue
+
+
+@triton.jit
+def _blend(colours, factor, rest):
+    """f x + rest."""
+    return Colours(
+        _clamp(colours.b_red * factor + rest),
+        _clamp(colours.b_green * factor + rest),
+        _clamp(colours.b_blue * factor + rest),
+    )
 
 
 @triton.jit
@@ -244,7 +196,8 @@ def _turn_channel(b_hue, b_value, b_chroma, n: tl.constexpr):
 
 
 @triton.jit
-def _turn_hue(b_red, b_green, b_blue, shift):
+def _turn_hue(colours, shift):
+    b_red, b_green, b_blue = colours
     b_value = tl.maximum(tl.maximum(b_red, b_green), b_blue)
     b_chroma = b_value - tl.minimum(tl.minimum(b_red, b_green), b_blue)
     b_inverse = 1.0 / tl.where(b_chroma > 0, b_chroma, 1.0)
@@ -254,7 +207,7 @@ def _turn_hue(b_red, b_green, b_blue, shift):
         tl.where(b_value == b_green, 2.0 + (b_blue - b_red) * b_inverse, 4.0 + (b_red - b_green) * b_inverse),
     )
     b_hue += 6.0 * shift
-    return (
+    return Colours(
         _turn_channel(b_hue, b_value, b_chroma, 5),
         _turn_channel(b_hue, b_value, b_chroma, 3),
         _turn_channel(b_hue, b_value, b_chroma, 1),
@@ -262,53 +215,53 @@ def _turn_hue(b_red, b_green, b_blue, shift):
 
 
 @triton.jit
-def _adjust(b_red, b_green, b_blue, steps, k0, k1, k2, k3, brightness, contrast, saturation, hue, mean):
+def _adjust(colours, steps, draws, mean):
     """The first ``steps`` adjustments in their drawn order. The loop is not unrolled: one copy of each adjustment."""
+    factors = draws.factors
     for step in range(0, steps):
-        if step == k0:
-            b_red = _clamp(b_red * brightness)
-            b_green = _clamp(b_green * brightness)
-            b_blue = _clamp(b_blue * brightness)
-        elif step == k1:
-            b_red = _clamp(b_red * contrast + mean * (1.0 - contrast))
-            b_green = _clamp(b_green * contrast + mean * (1.0 - contrast))
-            b_blue = _clamp(b_blue * contrast + mean * (1.0 - contrast))
-        elif step == k2:
-            b_grey = _grey(b_red, b_green, b_blue)
-            b_red = _clamp(b_red * saturation + b_grey * (1.0 - saturation))
-            b_green = _clamp(b_green * saturation + b_grey * (1.0 - saturation))
-            b_blue = _clamp(b_blue * saturation + b_grey * (1.0 - saturation))
-        elif step == k3:
-            b_red, b_green, b_blue = _turn_hue(b_red, b_green, b_blue, hue)
-    return b_red, b_green, b_blue
+        if step == draws.places.brightness:
+            colours = _blend(colours, factors.brightness, -0.0)  # −0, since adding it changes nothing
+        elif step == draws.places.contrast:
+            colours = _blend(colours, factors.contrast, mean * (1.0 - factors.contrast))
+        elif step == draws.places.saturation:
+            colours = _blend(colours, factors.saturation, _grey(colours) * (1.0 - factors.saturation))
+        elif step == draws.places.hue:
+            colours = _turn_hue(colours, factors.hue)
+    return colours
 
 
 @triton.jit
-def _store(
-    p_out,
-    i_pixels,
-    m_pixels,
-    b_red,
-    b_green,
-    b_blue,
-    solarised,
-    scale_0,
-    scale_1,
-    scale_2,
-    shift_0,
-    shift_1,
-    shift_2,
-    INTERPRETED: tl.constexpr,
-):
+def _sum_grey(colours, draws, tile):
+    """Of a tile as it is when contrast's turn comes."""
+    colours = _adjust(colours, draws.places.contrast, draws, 0.0)
+    return tl.sum(tl.where(tile.m_pixels, _grey(colours), 0.0), 0)
+
+
+@triton.jit
+def _write(p_view, tile, colours, solarised, normalisation, INTERPRETED: tl.constexpr):
     """Solarise, normalise, and write the channels side by side."""
+    DTYPE: tl.constexpr = p_view.dtype.element_ty
     threshold = tl.where(solarised, 0.5, 2.0)
-    b_red = tl.where(b_red >= threshold, 1.0 - b_red, b_red) * scale_0 + shift_0
-    b_green = tl.where(b_green >= threshold, 1.0 - b_green, b_green) * scale_1 + shift_1
-    b_blue = tl.where(b_blue >= threshold, 1.0 - b_blue, b_blue) * scale_2 + shift_2
-    p_pixels = p_out + i_pixels * 3
-    tl.store(p_pixels, narrow(b_red, p_out.dtype.element_ty, INTERPRETED), mask=m_pixels)
-    tl.store(p_pixels + 1, narrow(b_green, p_out.dtype.element_ty, INTERPRETED), mask=m_pixels)
-    tl.store(p_pixels + 2, narrow(b_blue, p_out.dtype.element_ty, INTERPRETED), mask=m_pixels)
+    b_red, b_green, b_blue = colours
+    b_red = tl.where(b_red >= threshold, 1.0 - b_red, b_red) * normalisation.scale_0 + normalisation.shift_0
+    b_green = tl.where(b_green >= threshold, 1.0 - b_green, b_green) * normalisation.scale_1 + normalisation.shift_1
+    b_blue = tl.where(b_blue >= threshold, 1.0 - b_blue, b_blue) * normalisation.scale_2 + normalisation.shift_2
+    p_pixels = p_view + tile.i_pixels * 3
+    tl.store(p_pixels, narrow(b_red, DTYPE, INTERPRETED), mask=tile.m_pixels)
+    tl.store(p_pixels + 1, narrow(b_green, DTYPE, INTERPRETED), mask=tile.m_pixels)
+    tl.store(p_pixels + 2, narrow(b_blue, DTYPE, INTERPRETED), mask=tile.m_pixels)
+
+
+# Blur
+
+
+@triton.jit
+def _write_planes(p_planes, tile, colours, PIXELS: tl.constexpr):
+    DTYPE: tl.constexpr = p_planes.dtype.element_ty
+    p_pixels = p_planes + tile.i_pixels
+    tl.store(p_pixels, colours.b_red.to(DTYPE), mask=tile.m_pixels)
+    tl.store(p_pixels + PIXELS, colours.b_green.to(DTYPE), mask=tile.m_pixels)
+    tl.store(p_pixels + 2 * PIXELS, colours.b_blue.to(DTYPE), mask=tile.m_pixels)
 
 
 @triton.jit
@@ -318,24 +271,17 @@ def _reflect(i_position, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _blur_tile(
-    p_plane,
-    i_pixels,
-    m_pixels,
-    sigma,
-    ALONG_X: tl.constexpr,
-    OUT_HEIGHT: tl.constexpr,
-    OUT_WIDTH: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    """One direction of the blur of the three planes [pixels] that start at p_plane."""
-    i_row = i_pixels // OUT_WIDTH
-    i_column = i_pixels % OUT_WIDTH
-    b_red = tl.zeros(i_pixels.shape, tl.float32)
-    b_green = tl.zeros(i_pixels.shape, tl.float32)
-    b_blue = tl.zeros(i_pixels.shape, tl.float32)
+def _blur(p_planes, tile, sigma, ALONG_X: tl.constexpr, sizes: tl.constexpr, BLUR_SIZE: tl.constexpr):
+    """One direction of the blur of the three planes [pixels] that start at p_planes."""
+    OUT_HEIGHT: tl.constexpr = sizes.OUT_HEIGHT
+    OUT_WIDTH: tl.constexpr = sizes.OUT_WIDTH
+    i_row = tile.i_pixels // OUT_WIDTH
+    i_column = tile.i_pixels % OUT_WIDTH
+    b_red = tl.zeros(tile.i_pixels.shape, tl.float32)
+    b_green = tl.zeros(tile.i_pixels.shape, tl.float32)
+    b_blue = tl.zeros(tile.i_pixels.shape, tl.float32)
     total = sigma * 0.0
-    for tap in range(-(SIZE // 2), SIZE // 2 + 1):
+    for tap in range(-(BLUR_SIZE // 2), BLUR_SIZE // 2 + 1):
         distance = tap / sigma
         weight = tl.exp(-0.5 * distance * distance)
         total += weight
@@ -343,159 +289,88 @@ def _blur_tile(
             i_source = i_row * OUT_WIDTH + _reflect(i_column + tap, OUT_WIDTH)
         else:
             i_source = _reflect(i_row + tap, OUT_HEIGHT) * OUT_WIDTH + i_column
-        p_pixels = p_plane + i_source
-        b_red += weight * tl.load(p_pixels, mask=m_pixels, other=0.0).to(tl.float32)
-        b_green += weight * tl.load(p_pixels + OUT_HEIGHT * OUT_WIDTH, mask=m_pixels, other=0.0).to(tl.float32)
-        b_blue += weight * tl.load(p_pixels + 2 * OUT_HEIGHT * OUT_WIDTH, mask=m_pixels, other=0.0).to(tl.float32)
-    return b_red / total, b_green / total, b_blue / total
-
-
-@triton.jit
-def _store_planes(p_plane, i_pixels, m_pixels, b_red, b_green, b_blue, PIXELS: tl.constexpr):
-    p_pixels = p_plane + i_pixels
-    tl.store(p_pixels, b_red.to(p_plane.dtype.element_ty), mask=m_pixels)
-    tl.store(p_pixels + PIXELS, b_green.to(p_plane.dtype.element_ty), mask=m_pixels)
-    tl.store(p_pixels + 2 * PIXELS, b_blue.to(p_plane.dtype.element_ty), mask=m_pixels)
+        p_pixels = p_planes + i_source
+        b_red += weight * tl.load(p_pixels, mask=tile.m_pixels, other=0.0).to(tl.float32)
+        b_green += weight * tl.load(p_pixels + OUT_HEIGHT * OUT_WIDTH, mask=tile.m_pixels, other=0.0).to(tl.float32)
+        b_blue += weight * tl.load(p_pixels + 2 * OUT_HEIGHT * OUT_WIDTH, mask=tile.m_pixels, other=0.0).to(tl.float32)
+    return Colours(b_red / total, b_green / total, b_blue / total)
 
 
 @triton.jit
 def augment_kernel(
-    p_images,
-    p_rows,
-    p_indices,
-    p_state,
-    p_recipes,
-    p_draws,
+    pictures,
+    source,
     p_scratch,
     p_out,
     N,
-    scale_0,
-    scale_1,
-    scale_2,
-    shift_0,
-    shift_1,
-    shift_2,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    OUT_HEIGHT: tl.constexpr,
-    OUT_WIDTH: tl.constexpr,
-    TAPS_Y: tl.constexpr,
-    TAPS_X: tl.constexpr,
+    normalisation,
+    sizes: tl.constexpr,
     BLUR_SIZE: tl.constexpr,
-    DRAWN: tl.constexpr,
     TURNS: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """One program a view of an image. Grid: (N, views).
 
-    p_images [M, 3, HEIGHT, WIDTH] uint8. p_rows, p_indices [N] int64: where each image lies, and the number that its
-    draws depend on. p_state [2] int64: seed and epoch. p_recipes [views, RECIPE] float32. p_draws
-    [views, N, DRAWS] float32, read when DRAWN. p_scratch [views, N, 2, 3, OUT_HEIGHT, OUT_WIDTH] float16, used when
-    BLUR_SIZE > 0. Angles count when TURNS. p_out [views, N, OUT_HEIGHT, OUT_WIDTH, 3]. BLOCK · TILES is at least the
-    pixels of a view.
+    p_scratch [views, N, 2, 3, OUT_HEIGHT, OUT_WIDTH] float16, or None where BLUR_SIZE is 0. p_out
+    [views, N, OUT_HEIGHT, OUT_WIDTH, 3]. Angles count when TURNS. BLOCK pixels are worked on at once.
     """
     i_image = tl.program_id(0)
     i_view = tl.program_id(1)
-    PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
+    HEIGHT: tl.constexpr = sizes.HEIGHT
+    WIDTH: tl.constexpr = sizes.WIDTH
+    PIXELS: tl.constexpr = sizes.OUT_HEIGHT * sizes.OUT_WIDTH
+    TILES: tl.constexpr = (PIXELS + BLOCK - 1) // BLOCK
     i_out = i_view.to(tl.int64) * N + i_image
-    if DRAWN:
-        draws = _read_draws(p_draws + i_out * DRAWS)
+    picture = Picture(pictures.p_images + tl.load(pictures.p_rows + i_image) * (3 * HEIGHT * WIDTH), HEIGHT, WIDTH)
+    if source.p_draws is not None:
+        draws = load_draws(source.p_draws + i_out * DRAWS)
     else:
-        index = tl.load(p_indices + i_image).to(tl.int32)
-        epoch = tl.load(p_state + 1).to(tl.int32)
-        draws = _draw(tl.load(p_state), index, epoch, i_view, p_recipes + i_view * RECIPE, HEIGHT, WIDTH)
-    (
-        top,
-        left,
-        height,
-        width,
-        flipped,
-        angle,
-        k0,
-        k1,
-        k2,
-        k3,
-        brightness,
-        contrast,
-        saturation,
-        hue,
-        grey,
-        sigma,
-        sun,
-    ) = draws
-    cosine = 1.0
-    sine = 0.0
+        index = tl.load(pictures.p_indices + i_image).to(tl.int32)
+        counter = Counter(tl.load(source.p_state), index, tl.load(source.p_state + 1).to(tl.int32), i_view)
+        draws = draw(counter, source.p_recipes + i_view * RECIPE, picture)
+    turn = Turn(1.0, 0.0)
     if TURNS:
-        cosine = tl.cos(angle)
-        sine = tl.sin(angle)
-    p_image = p_images + tl.load(p_rows + i_image) * (3 * HEIGHT * WIDTH)
+        turn = Turn(tl.cos(draws.angle), tl.sin(draws.angle))
     p_view = p_out + i_out * (3 * PIXELS)
-    p_plane = p_scratch + i_out * (6 * PIXELS)
-    blurred = (BLUR_SIZE > 0) & (sigma > 0)
+    p_planes = p_scratch
+    if BLUR_SIZE > 0:
+        p_planes += i_out * (6 * PIXELS)
+    jitters = draws.places.contrast < 4
 
-    # the mean grey that contrast needs: of the view as it is when its turn comes; 4 means that there is no jitter
-    mean = sigma * 0.0
-    if TILES > 1 and k1 < 4:
-        for tile in range(0, TILES):
-            i_pixels = tile * BLOCK + tl.arange(0, BLOCK)
-            m_pixels = i_pixels < PIXELS
-            b_red, b_green, b_blue = _sample(
-                p_image, i_pixels % PIXELS, top, left, height, width, flipped, cosine, sine,
-                HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, TAPS_Y, TAPS_X,
-            )  # fmt: skip
-            b_red, b_green, b_blue = _adjust(
-                b_red, b_green, b_blue, k1, k0, k1, k2, k3, brightness, contrast, saturation, hue, 0.0
-            )
-            mean += tl.sum(tl.where(m_pixels, _grey(b_red, b_green, b_blue), 0.0), 0)
+    # the mean grey that contrast needs: of the view as it is when its turn comes
+    mean = draws.sigma * 0.0
+    if TILES > 1 and jitters:
+        for number in range(0, TILES):
+            tile = _tile(number, PIXELS, BLOCK)
+            mean += _sum_grey(_sample(picture, draws, turn, tile, sizes), draws, tile)
 
-    for tile in range(0, TILES):
-        i_pixels = tile * BLOCK + tl.arange(0, BLOCK)
-        m_pixels = i_pixels < PIXELS
-        b_red, b_green, b_blue = _sample(
-            p_image, i_pixels % PIXELS, top, left, height, width, flipped, cosine, sine,
-            HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, TAPS_Y, TAPS_X,
-        )  # fmt: skip
-        if TILES == 1 and k1 < 4:
-            b_0, b_1, b_2 = _adjust(
-                b_red, b_green, b_blue, k1, k0, k1, k2, k3, brightness, contrast, saturation, hue, 0.0
-            )
-            mean = tl.sum(tl.where(m_pixels, _grey(b_0, b_1, b_2), 0.0), 0)
-        steps = tl.where(k1 < 4, 4, 0)
-        b_red, b_green, b_blue = _adjust(
-            b_red, b_green, b_blue, steps, k0, k1, k2, k3, brightness, contrast, saturation, hue, mean / PIXELS
+    for number in range(0, TILES):
+        tile = _tile(number, PIXELS, BLOCK)
+        colours = _sample(picture, draws, turn, tile, sizes)
+        if TILES == 1 and jitters:
+            mean = _sum_grey(colours, draws, tile)
+        colours = _adjust(colours, tl.where(jitters, 4, 0), draws, mean / PIXELS)
+        b_grey = _grey(colours)
+        b_red, b_green, b_blue = colours
+        colours = Colours(
+            tl.where(draws.grey, b_grey, b_red),
+            tl.where(draws.grey, b_grey, b_green),
+            tl.where(draws.grey, b_grey, b_blue),
         )
-        b_grey = _grey(b_red, b_green, b_blue)
-        b_red = tl.where(grey, b_grey, b_red)
-        b_green = tl.where(grey, b_grey, b_green)
-        b_blue = tl.where(grey, b_grey, b_blue)
-        if blurred:
-            _store_planes(p_plane, i_pixels, m_pixels, b_red, b_green, b_blue, PIXELS)
+        if BLUR_SIZE > 0 and draws.sigma > 0:
+            _write_planes(p_planes, tile, colours, PIXELS)
         else:
-            _store(
-                p_view, i_pixels, m_pixels, b_red, b_green, b_blue, sun,
-                scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, INTERPRETED,
-            )  # fmt: skip
+            _write(p_view, tile, colours, draws.solarised, normalisation, INTERPRETED)
 
-    if BLUR_SIZE > 0:  # noqa: SIM102  # the outer one is decided when the kernel is compiled
-        if blurred:
-            tl.debug_barrier()  # the program's own writes are read below by other threads of it
-            for tile in range(0, TILES):
-                i_pixels = tile * BLOCK + tl.arange(0, BLOCK)
-                m_pixels = i_pixels < PIXELS
-                b_red, b_green, b_blue = _blur_tile(
-                    p_plane, i_pixels, m_pixels, sigma, True, OUT_HEIGHT, OUT_WIDTH, BLUR_SIZE
-                )
-                _store_planes(p_plane + 3 * PIXELS, i_pixels, m_pixels, b_red, b_green, b_blue, PIXELS)
-            tl.debug_barrier()
-            for tile in range(0, TILES):
-                i_pixels = tile * BLOCK + tl.arange(0, BLOCK)
-                m_pixels = i_pixels < PIXELS
-                b_red, b_green, b_blue = _blur_tile(
-                    p_plane + 3 * PIXELS, i_pixels, m_pixels, sigma, False, OUT_HEIGHT, OUT_WIDTH, BLUR_SIZE
-                )
-                _store(
-                    p_view, i_pixels, m_pixels, b_red, b_green, b_blue, sun,
-                    scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, INTERPRETED,
-                )  # fmt: skip
+    if BLUR_SIZE > 0 and draws.sigma > 0:
+        tl.debug_barrier()  # the program's own writes are read below by other threads of it
+        for number in range(0, TILES):
+            tile = _tile(number, PIXELS, BLOCK)
+            colours = _blur(p_planes, tile, draws.sigma, True, sizes, BLUR_SIZE)
+            _write_planes(p_planes + 3 * PIXELS, tile, colours, PIXELS)
+        tl.debug_barrier()
+        for number in range(0, TILES):
+            tile = _tile(number, PIXELS, BLOCK)
+            colours = _blur(p_planes + 3 * PIXELS, tile, draws.sigma, False, sizes, BLUR_SIZE)
+            _write(p_view, tile, colours, draws.solarised, normalisation, INTERPRETED)

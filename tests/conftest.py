@@ -1,5 +1,6 @@
-"""Which backend computes, and where. Triton's kernels run on a GPU if there is one, else in Triton's interpreter on the
-CPU (chosen before Triton is imported)."""
+"""Which backend computes, and where: Triton's kernels run on a GPU if there is one, else in Triton's interpreter on the
+CPU (chosen before Triton is imported). And how much of the tests runs: ``make test`` is their quick form, ``make
+test-all`` their whole one, ``pytest --whole``."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -16,14 +18,26 @@ if not torch.cuda.is_available():
 
 NO_GPU = "needs a CUDA GPU, torch.cuda.is_available() is False here"
 NO_INTERPRETER = "the kernels are compiled for the GPU here; its own variant of this test runs them"
+ONLY_WHOLE = "not in the quick form: make test-all runs it (pytest --whole)"
+settings.register_profile("whole", max_examples=100)
+settings.register_profile("quick", max_examples=30)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu where there is none, with the reason printed by -ra."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason=NO_GPU))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="run every test whole, as make test-all does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("whole" if config.getoption("whole") else "quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked gpu where there is none, and in the quick form what is marked whole; -ra prints why."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+        elif item.get_closest_marker("whole") and not config.getoption("whole"):
+            item.add_marker(pytest.mark.skip(reason=ONLY_WHOLE))
 
 
 TRITON = ["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)]

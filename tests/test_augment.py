@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from forms import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision_functional
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewDraws, ViewRecipe, blur_size
+from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewDraws, ViewRecipe, blur_size
 
 TOLERANCE = 2 / 255
 """What is promised; where nothing is rounded to 16 bits, float32 arithmetic stays under the next."""
@@ -151,7 +152,7 @@ def test_rotation_is_torchvisions_and_repeats_the_border(how: dict[str, str]):
     assert float(make(white, ViewRecipe(rotation=90.0), how, turned)[0].min()) > 1 - ARITHMETIC  # no black corners
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 10**6),

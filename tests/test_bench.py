@@ -535,7 +535,10 @@ def heard(number: int) -> Callable[[], Any]:
     return functools.partial(signal.signal, number, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.whole) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_ends_the_command_and_the_suite_it_started(number: signal.Signals, tmp_path: Path) -> None:
     """Sent to the command alone, as a queue does."""
     out = tmp_path / "out" / "benchmark.json"

@@ -15,7 +15,6 @@ from PIL import Image
 
 import dogo_fast.training
 from dogo_fast import cli
-from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.cli import main
 from dogo_fast.commands import pretrain
 from dogo_fast.data import load_data_set
@@ -23,6 +22,7 @@ from dogo_fast.errors import DivergedError
 from dogo_fast.philox import derive_seed
 from dogo_fast.training import PretrainConfig
 from dogo_fast.training.presets import PRESETS
+from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewRecipe
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

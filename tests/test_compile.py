@@ -3,12 +3,14 @@
 Compilation runs in a process of its own, since the interpreter's switch is read when the kernels are defined.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,19 +24,55 @@ COLUMNS = re.compile(
 )
 
 
+Asked = list[tuple[str, tuple[Any, ...]]]
+"""Targets, each with a case."""
+
+ALL: Asked = [(target, astuple(case)) for case in compile_report.cases(full=False) for target in compile_report.TARGETS]
+QUICK: Asked = [
+    ("sm_80", ("dogo_loss", "float32", 128, 256, "static")),
+    *(("sm_90", ("dogo_loss", "bfloat16", 128, N, "static")) for N in (256, 4096)),
+    *(("sm_90", ("augment", "bfloat16", size, 256, recipe)) for size, recipe in ((32, "cifar"), (96, "simclr"))),
+    ("sm_90", ("augment", "bfloat16", 224, 256, "simclr")),
+    ("sm_100", ("similarity_kl", "bfloat16", 128, 4096, "learnt")),
+    ("sm_120", ("nt_xent", "bfloat16", 128, 4096, "rows")),
+    ("gfx942", ("dogo_loss", "float16", 128, 4096, "static")),
+]
+"""Every target, dtype, loss and kernel, and on sm_90 what the tests below look at: nothing compiled before takes half a
+minute on two cores, and ALL four."""
+
+COMPILE_QUICK = """
+import json, sys
+from concurrent.futures import ProcessPoolExecutor
+from dogo_fast.bench.reports.compile_report import compile_case, line
+from dogo_fast.ops.compiling import KernelCase
+with ProcessPoolExecutor() as pool:
+    jobs = [pool.submit(compile_case, KernelCase(*case), (target,)) for target, case in json.loads(sys.argv[1])]
+    for job in jobs:
+        print(*map(line, job.result()), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module", params=[QUICK, pytest.param(ALL, marks=pytest.mark.whole)], ids=["quick", "whole"])
+def asked(request: pytest.FixtureRequest) -> Asked:
+    return list(request.param)
+
+
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """The report that ``make compile-report`` prints, as rows."""
+def rows(asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The report that ``make compile-report`` prints, as rows; in the quick form its lines for what is asked."""
+    assert set(asked) <= set(ALL)
     path: Path = tmp_path_factory.mktemp("report") / "report.txt"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "dogo_fast.bench.reports.compile_report", "--out", str(path)]
+    whole = ["-m", "dogo_fast.bench.reports.compile_report", "--out", str(path)]
+    command = [sys.executable, *(whole if asked == ALL else ["-c", COMPILE_QUICK, json.dumps(asked)])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    matches = [COLUMNS.match(line) for line in path.read_text().splitlines()]
+    text = path.read_text() if asked == ALL else done.stdout
+    matches = [COLUMNS.match(line) for line in text.splitlines()]
     return [match.groupdict() for match in matches if match]
 
 
-def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]]) -> None:
+def test_every_configuration_compiles_for_every_target(asked: Asked, rows: list[dict[str, str]]) -> None:
     cases = list(compile_report.cases(full=False))
     assert {(case.dtype, case.D) for case in cases if case.loss == "dogo_loss"} == {
         *(("bfloat16", D) for D in (128, 256, 1024)),
@@ -48,7 +86,7 @@ def test_every_configuration_compiles_for_every_target(rows: list[dict[str, str]
             min(width, wide) for width in widths
         }
     seen = {(row["target"], row["loss"], row["dtype"], int(row["D"]), int(row["N"]), row["variant"]) for row in rows}
-    assert seen == {(target, *astuple(case)) for target in compile_report.TARGETS for case in cases}
+    assert seen == {(target, *case) for target, case in asked}
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
         "normalize_kernel",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from forms import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import check, projections
@@ -200,7 +201,7 @@ def test_peers_of_different_dtypes_take_the_tiles_of_the_hungrier(monkeypatch: p
     assert set(asked) == {("sm_90", "float16", 256, 20), ("sm_90", "float32", 256, 20)}
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(5), deadline=None)
 @given(tiles, tiles, st.sampled_from([(5, 20), (40, 24), (10, 300)]), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_any_tile_computes_the_loss(first: Tile, second: Tile, size: tuple[int, int], dtype: torch.dtype) -> None:
     """To the bar of all numerical tests; the compiler's side of a tile, warps and stages, plays no part here."""

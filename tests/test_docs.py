@@ -1,11 +1,14 @@
-"""The documents hold: each code block in README.md and docs/ runs or is checked, links lead somewhere, the site builds.
+"""The documents hold: each code block runs or is checked, links and names lead somewhere, the site builds.
 
 A block says what it is: ``python`` is run, a page's blocks in order and in one namespace; ``sh`` is checked line by
 line, what is cheap is run; ``toml`` is read as a configuration; ``text`` is output or mathematics. Nothing else is
-allowed.
+allowed. A ``python`` block whose first line is ``# test_NAME.py`` is a file as well, which ``pytest`` runs.
 """
 
 import importlib.util
+import json
+import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -27,25 +30,38 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+PAGES = {str(path.relative_to(ROOT)): path for each in ("*.md", "docs/**/*.md") for path in sorted(ROOT.glob(each))}
+NARROW = ("README.md", "CONTRIBUTING.md")
+GENERATED = re.compile("<!-- figures: .*?<!-- end of figures -->", re.DOTALL)
 LANGUAGES = ("python", "sh", "toml", "text")
 REFERENCE = "docs/reference.md"
 
 NOTEBOOK = """
 import torch
 import dogo_fast.training.trainer
-from dogo_fast.peers import SmallNetwork, build_backbone
-from safetensors.torch import save_file
+from dogo_fast.peers import SmallNetwork
 
+a, b = (torch.randn(8, 16, requires_grad=True) for _ in range(2))
 a_1, b_1 = (torch.randn(8, 16, requires_grad=True) for _ in range(2))
 a_2, b_2 = (torch.randn(8, 32, requires_grad=True) for _ in range(2))
 my_network = SmallNetwork()
 images = torch.randint(0, 256, (256, 3, 8, 8), dtype=torch.uint8)
 batch = torch.rand(2, 3, 8, 8)
+"""
+TRAINED = """
+from dogo_fast.peers import build_backbone
+from safetensors.torch import save_file
+
 pathlib.Path("runs/first").mkdir(parents=True)
 save_file(build_backbone("resnet18", image_size=32).state_dict(), "runs/first/peer_1.safetensors")
 """
-STAND_INS = {"README.md": NOTEBOOK}
+RECORDED = """
+import shutil
+from dogo_fast.bench.records import recorded
+
+shutil.copy(recorded()[0].path, "benchmark.json")
+"""
+STAND_INS = {"README.md": NOTEBOOK, "docs/training.md": TRAINED, "docs/profiling.md": RECORDED}
 """By page: run before its Python blocks, in a folder of its own, for names and files that the text presupposes. Pages
 that are not here presuppose nothing."""
 
@@ -155,7 +171,9 @@ def test_shell_lines_work(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for block in BLOCKS:
         if block.language == "toml":
             Path("mine.toml").write_text(block.code)
-    check = COMMANDS.get(words[0])
+        if named := re.match(r"# (test_\w+\.py)\n", block.code):
+            Path(named[1]).write_text(block.code)
+    check = COMMANDS.get(words[0].removeprefix(".venv/bin/"))
     assert check is not None, f"the test knows no command {words[0]}"
     check(words[1:])
 
@@ -170,9 +188,20 @@ def check_pip(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert words[0] == "install"
     for requirement in (word for word in words[1:] if not word.startswith("-")):
-        name, extra = re.fullmatch(r"([\w.-]+)(?:\[(\w+)\])?", requirement).groups()
+        name, extras = re.fullmatch(r"([\w.-]+)(?:\[([\w,]+)\])?", requirement).groups()
         assert name == "."
-        assert extra is None or extra in project["optional-dependencies"]
+        assert {*(extras or "train").split(",")} <= {*project["optional-dependencies"]}
+
+
+def check_pytest(words: list[str]) -> None:
+    """Run, and each test of the file is in what was recorded."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "--benchmark-json=found.json", *words]
+    done = subprocess.run(command, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    file = Path(words[words.index("--benchmark-json") + 1] if "--benchmark-json" in words else "found.json")
+    found = {each["name"].partition("[")[0] for each in json.loads(file.read_text())["benchmarks"]}
+    assert found == set(re.findall(r"^def (test_\w+)", Path(words[0]).read_text(), re.MULTILINE))
 
 
 def check_activate(words: list[str]) -> None:
@@ -216,7 +245,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pip": check_pip,
     ".": check_activate,
+    "pytest": check_pytest,
     "python": check_module,
+    "python3": check_module,
     "dogo-fast": check_dogo_fast,
 }
 
@@ -239,6 +270,25 @@ def test_links_lead_somewhere(page: str) -> None:
         assert ROOT in file.parents, f"{page}: {link} is not in the repository"
         if anchor:
             assert anchor in anchors(file.read_text()), f"{page}: {link} names no heading"
+
+
+@pytest.mark.parametrize("page", NARROW)
+def test_what_is_read_in_a_terminal_is_narrow(page: str) -> None:
+    """The figures are made from records: tests/test_tables.py."""
+    lines = GENERATED.sub("", PAGES[page].read_text()).splitlines()
+    assert not [line for line in lines if len(line) > 120]
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"CHANGELOG.md"}))
+def test_names_are_there(page: str) -> None:
+    """Of modules and what is in them, and of files, in inline code; the changes have names that are gone, and
+    adding-a-loss.md files that its reader makes."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page].read_text(), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for name in re.findall(r"\bdogo_fast(?:\.[A-Za-z_]\w*)+", code):
+            pkgutil.resolve_name(name)
+        if re.fullmatch(r"(?!/|~)[\w./-]+/[\w.-]+\.(py|cpp|h|json|txt|md)", code) and "info_nce" not in code:
+            assert any((ROOT / place / code).is_file() for place in ("", "dogo_fast", "docs")), code
 
 
 def test_the_reference_names_everything_public() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from forms import examples, thinned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numerics import check, check_draws, evaluate, generator, gradient_error, value_error
@@ -47,8 +48,7 @@ def peers(
     return [torch.randn(N, D, generator=source).to(device, dtype) for D in (D_1, D_1, D_2, D_2)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("temperature", "dtype"), thinned(TEMPERATURES, DTYPES), ids=str)
 def test_random_peers_at_every_temperature(device: torch.device, temperature: float, dtype: torch.dtype) -> None:
     inputs = peers(37, 24, 24, dtype=dtype, device=device)
     check(*losses(temperature, temperature), inputs, only(0).to(device))
@@ -193,7 +193,7 @@ def test_nan_and_inf_give_a_nan_loss(device: torch.device, bad: float) -> None:
     kd_temperature=st.floats(0.01, 10.0),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(12), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_shape_dtype_and_temperature(
     device: torch.device,
     N: int,

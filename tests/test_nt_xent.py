@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from forms import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numerics import check, evaluate, generator, gradient_error, projections, value_error
@@ -180,7 +181,7 @@ def test_a_temperature_tensor_that_is_not_above_zero_gives_nan(device: torch.dev
     reduction=st.sampled_from(["mean", "sum", "none"]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(12), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_shape_dtype_and_temperature(
     device: torch.device, N: int, D: int, dtype: torch.dtype, temperature: float, reduction: str, seed: int
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.utils.checkpoint
 import triton
 import triton.language as tl
+from forms import thinned
 from numerics import projections
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,8 +35,7 @@ def inputs_of(device: torch.device, *, dtype: torch.dtype = torch.float32, count
     return [tensor.requires_grad_() for tensor in projections(N, 16, count=count, dtype=dtype, device=device)]
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize(("learnt", "reduction"), thinned([False, True], ["mean", "none"]))
 def test_opcheck_nt_xent(device: torch.device, reduction: str, learnt: bool) -> None:
     temperature = torch.tensor(0.5, device=device, requires_grad=True) if learnt else None
     settings = (temperature, 0.5, reduction, "float32", backend())
@@ -90,15 +90,15 @@ def compiled_losses() -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("loss", "compiler"),
-    [(loss, "inductor" if index == 0 else "aot_eager") for index, loss in enumerate(compiled_losses())],
-    ids=[loss.__name__ for loss in compiled_losses()],
+    ("dynamic", "loss"),
+    thinned([False, True], compiled_losses()),
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
-@pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_has_no_graph_break_and_gives_the_same_values(
-    device: torch.device, loss: Callable[..., Tensor], compiler: str, dynamic: bool
+    device: torch.device, dynamic: bool, loss: Callable[..., Tensor]
 ) -> None:
     torch._dynamo.reset()
+    compiler = "inductor" if loss.__name__ == "dogo" else "aot_eager"
     compiled = torch.compile(
         lambda *inputs: 2 * loss(*(1.5 * x for x in inputs)), fullgraph=True, dynamic=dynamic, backend=compiler
     )
@@ -255,8 +255,7 @@ def launched() -> Iterator[list[str]]:
         yield names
 
 
-@pytest.mark.parametrize("N", [8, 150])
-@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize(("learnt", "N"), thinned([False, True], [8, 150]))
 def test_the_whole_loss_takes_three_launches_forward_and_two_backward(
     triton_device: torch.device, launched: list[str], N: int, learnt: bool
 ) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation
 from dogo_fast.bench import contenders, losses, per_kernel, records
 from dogo_fast.bench.per_kernel import Event, Incomplete, join, seconds_by_kernel
 from dogo_fast.bench.reports import page
@@ -21,6 +20,7 @@ from dogo_fast.bench.work import Shape, bound
 from dogo_fast.ops.backend import interpreting
 from dogo_fast.ops.compiling import KernelCase, launches
 from dogo_fast.ops.library import LOSSES
+from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 RATES = {"gemm": 5e14, "exp2": 4e12, "copy": 4e12}
 MACHINE = {"bfloat16": 5e14, "float32": 5e13, "exp2": 4e12, "copy": 4e12}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from forms import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numerics import check, check_draws, evaluate, generator, gradient_error, projections
@@ -220,7 +221,7 @@ def test_nan_and_inf_give_a_nan_loss(device: torch.device, bad: float, place: in
     detach_teacher=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(12), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_shape_dtype_and_temperature(
     device: torch.device,
     R: int,

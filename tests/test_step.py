@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dogo_fast import functional
-from dogo_fast.augment import VIEW_RECIPES, Augmentation
 from dogo_fast.data import Batch
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
+from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 N = 16
 GPU = torch.cuda.is_available()

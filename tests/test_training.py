@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dogo_fast import DoGoLoss, locks
-from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.data import DataSet, ImageSource, StreamingLoader
 from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.peers import build_backbone, build_peer
@@ -36,6 +35,7 @@ from dogo_fast.training.metrics import EpochMetrics
 from dogo_fast.training.options import starting_point
 from dogo_fast.training.run_folder import RunFolder
 from dogo_fast.training.step import Meters, TrainingStep
+from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewRecipe
 
 QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu"}
 HALF = (0.5, 0.5, 0.5)

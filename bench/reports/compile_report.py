@@ -19,10 +19,11 @@ from typing import Any
 from dogo_fast.atomic import write_atomically
 from dogo_fast.kernels.configurations import DTYPES, ROWS, SHIPPED, WIDE, WIDTHS, Key, look_up
 from dogo_fast.measuring import compiler_versions
-from dogo_fast.ops.compiling import KernelCase, build, launches
+from dogo_fast.ops.compiling import KernelCase, build
 from dogo_fast.ops.launches import Launch
 
 from . import machine_code
+from .cases import launches
 
 WIDEST = {"bfloat16": 1024, "float16": 1024, "float32": 256}
 """Columns at which the entry for rows of several chunks is compiled."""
@@ -88,6 +89,14 @@ def compile_case(case: KernelCase, targets: tuple[str, ...]) -> list[list[object
     return [[target, *what, *compile_launch(launch, target)] for target in targets for launch in launches(case, target)]
 
 
+def line(row: list[object]) -> str:
+    return LINE.format(*row) + ("  spills" if spills(row) else "")
+
+
+def spills(row: list[object]) -> bool:
+    return row[10] not in ("-", 0)
+
+
 def refuse_the_interpreter() -> None:
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("the kernels cannot be compiled while TRITON_INTERPRET=1 is set: unset it")
@@ -110,10 +119,9 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(compile_case, cases(arguments.full), itertools.repeat(tuple(arguments.targets)))
         for row in itertools.chain.from_iterable(found):
-            spilled = row[10] not in ("-", 0)
-            lines.append(LINE.format(*row) + ("  spills" if spilled else ""))
+            lines.append(line(row))
             print(lines[-1], flush=True)
-            spilling += spilled
+            spilling += spills(row)
     lines.append(f"{spilling} of {len(lines) - 3} kernels spill")
     print(lines[-1])
     if arguments.out:

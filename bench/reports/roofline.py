@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from dogo_fast.atomic import write_atomically
 from dogo_fast.measuring import compiler_versions
-from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, build, launches
+from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, build
 from dogo_fast.ops.launches import Launch
 
 from ..per_kernel import PASSES, shape_of
@@ -35,6 +35,7 @@ from ..records import KernelInfo, KernelsInfo, read
 from ..tables import MISSING, table
 from ..work import TileLoop, needed
 from . import machine_code
+from .cases import launches
 from .compile_report import refuse_the_interpreter
 from .machine_code import hot_loops, loops
 from .tile_clocks import ARCHITECTURES, OPERANDS, PIPES, LoopPrediction, Tiles, kinds_of_tiles, predict_loop

@@ -9,13 +9,13 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from dogo_fast.augment import Augmentation
 from dogo_fast.commands.options import Options, parse
 from dogo_fast.data import load_data_set
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
 from dogo_fast.training.building import VIEWS, choose_recipe
 from dogo_fast.training.config import CheckedRecipe, Metavar, resolve_device
+from dogo_fast.views import Augmentation
 
 MARGIN = 2
 """Pixels between the pictures."""

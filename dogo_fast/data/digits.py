@@ -1,8 +1,6 @@
 """The handwritten digits that scikit-learn carries: 1797 grey images of 8×8 pixels, no file and no download needed."""
 
 import torch
-from sklearn.datasets import load_digits as load_sklearn_digits
-from sklearn.model_selection import train_test_split
 
 from dogo_fast.data.data_set import DataSet, Split
 
@@ -14,6 +12,9 @@ def load_digits() -> DataSet:
 
     The grey values 0 … 16 are scaled to 0 … 255 and repeated in three channels, which every backbone expects.
     """
+    from sklearn.datasets import load_digits as load_sklearn_digits  # takes a second, which nobody else needs to wait
+    from sklearn.model_selection import train_test_split
+
     values, labels = load_sklearn_digits(return_X_y=True)
     splits = []
     for indices in train_test_split(range(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0):

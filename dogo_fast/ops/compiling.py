@@ -36,19 +36,15 @@ class KernelCase:
 def launches(
     case: KernelCase, target: str, tiles: "Configuration | Table | None" = None, multiprocessors: int | None = None
 ) -> list[Launch]:
-    """The launches of one forward and backward pass on a target, recorded on tensors without memory; with the given
-    tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those of
-    MULTIPROCESSORS, or sm_90's."""
+    """The launches of one forward and backward pass of a loss on a target, recorded on tensors without memory; with
+    the given tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those
+    of MULTIPROCESSORS, or sm_90's."""
     from dogo_fast.kernels.configurations import SHIPPED
     from dogo_fast.ops import tile_tables
 
     multiprocessors = multiprocessors or MULTIPROCESSORS.get(target, MULTIPROCESSORS["sm_90"])
     device = Device(target, multiprocessors)
     dtype = getattr(torch, case.dtype)
-    if case.loss == "augment":
-        with pretending(device) as recorded:
-            _augment(case, dtype)
-        return recorded
     loss = LOSSES[case.loss]
     learnt = torch.empty((), device="meta") if case.variant == "learnt" else None
     number = 0.02 if case.variant == "online" else 0.5
@@ -79,38 +75,37 @@ def buffer_bytes(recorded: list[Launch]) -> int:
     return sum(found.values())
 
 
-def _augment(case: KernelCase, dtype: torch.dtype) -> None:
-    """Four views of a batch of square images."""
-    from dogo_fast.augment import VIEW_RECIPES, Augmentation
-    from dogo_fast.ops.augment import launch_augmentation
-
-    recipes = [VIEW_RECIPES[case.variant]] * 4
-    augmentation = Augmentation(recipes, (case.D, case.D), 0, dtype=dtype, device="meta", backend="reference")
-    images = torch.empty(1, 3, case.D, case.D, dtype=torch.uint8, device="meta")
-    rows = torch.empty(case.N, dtype=torch.int64, device="meta")
-    launch_augmentation(augmentation, images, rows, rows, None)
-
-
 def build(launch: Launch, target: str) -> Any:
     """Compile one recorded launch as Triton's own launcher would specialise it: the kernel as Triton has it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    values = launch.values
+    values = launch.given
     options = {key: values.pop(key) for key in ("num_warps", "num_stages") if key in values}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
     for index, parameter in enumerate(launch.kernel.params):
-        kind, aligned = _specialisation(values[parameter.name], parameter.is_constexpr)
-        signature[parameter.name] = kind
-        if kind == "constexpr":
-            constants[(index,)] = values[parameter.name]
-        if aligned:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        found: list[tuple[tuple[int, ...], Any, str, bool]] = []
+        signature[parameter.name] = _specialise(values[parameter.name], parameter.is_constexpr, (index,), found)
+        constants |= {path: value for path, value, kind, _ in found if kind == "constexpr"}
+        attributes |= {path: [["tt.divisibility", 16]] for path, _, _, aligned in found if aligned}
     amd = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=gpu, options=options)
+
+
+def _specialise(value: Any, is_constexpr: bool, path: tuple[int, ...], found: list[Any]) -> Any:
+    """The type of an argument, a struct of types for a struct; to ``found``, (path, value, type, whether divisible by
+    16) of every number and pointer in it."""
+    if isinstance(value, tuple) and not is_constexpr:
+        types = [_specialise(each, False, (*path, place), found) for place, each in enumerate(value)]
+        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+    kind, aligned = _specialisation(value, is_constexpr)
+    found.append((path, value, kind, aligned))
+    return kind
 
 
 def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:

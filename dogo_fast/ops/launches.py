@@ -24,9 +24,14 @@ class Launch(NamedTuple):
         return str(self.kernel.fn.__name__)
 
     @property
-    def values(self) -> dict[str, Any]:
-        """Arguments, switches and Triton's options by name."""
+    def given(self) -> dict[str, Any]:
+        """Arguments, switches and Triton's options by the names of the kernel's parameters."""
         return dict(zip(self.kernel.arg_names, self.arguments, strict=False)) | self.switches
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The same without structs: a field of one goes by its own name, what a tuple has in place n by name_n."""
+        return dict(leaf for name, value in self.given.items() for leaf in _leaves(name, value))
 
     @property
     def programs(self) -> int:
@@ -39,6 +44,17 @@ class Launch(NamedTuple):
         if "BLOCK_M" in values:
             return f"{values['BLOCK_M']}x{values['BLOCK_N']}"
         return str(values["BLOCK"]) if "BLUR_SIZE" in values else ""
+
+
+def _leaves(name: str, value: Any, suffix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, tuple):
+        yield name + suffix, value
+    elif hasattr(value, "_fields"):
+        for field, each in zip(value._fields, value, strict=True):
+            yield from _leaves(field, each, suffix)
+    else:
+        for number, each in enumerate(value, 1):
+            yield from _leaves(name, each, f"{suffix}_{number}")
 
 
 class Device(NamedTuple):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.augment import VIEW_RECIPES, Augmentation, ViewRecipe
 from dogo_fast.data import DataSet, ImageSource
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
@@ -14,6 +13,7 @@ from dogo_fast.training.config import PRECISIONS, PretrainConfig
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
+from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewRecipe
 
 VIEWS = 4
 """Two of each peer."""

@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from dogo_fast.augment import VIEW_RECIPES, ViewRecipe
 from dogo_fast.data import DATA_SETS, check_data_name
 from dogo_fast.errors import UserError
 from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
+from dogo_fast.views import VIEW_RECIPES, ViewRecipe
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMISERS = ("adam", "adamw", "sgd", "lars")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.augment import Augmentation
 from dogo_fast.data import Batch
 from dogo_fast.peers import Peer, PeerOutput
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import set_learning_rate
+from dogo_fast.views import Augmentation
 
 WARM_UP = 3
 """Steps before a capture, in which libraries choose their algorithms; what they change is put back."""
