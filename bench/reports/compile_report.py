@@ -74,7 +74,7 @@ def _sizes(dtype: str, width: int) -> list[int]:
 def compile_launch(launch: Launch, target: str) -> list[object]:
     """What the compiler makes of one recorded launch: the columns from the kernel on."""
     compiled = build(launch, target)
-    made: list[object] = [launch.name, launch.tile or "-", compiled.metadata.num_warps]
+    made: list[object] = [launch.name, launch.tile, compiled.metadata.num_warps]
     if target.startswith("gfx"):
         return [*made, "-", "-", compiled.metadata.shared, "-", "-", "-"]
     code = machine_code.read(compiled.asm["cubin"])
