@@ -220,7 +220,7 @@ class Measured:
 
 
 def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], Inputs], budget: float) -> Measured:
-    """Time the contenders against the last, ours, for about ``budget`` seconds of rounds.
+    """Time the contenders against the one that is named "ours", for about ``budget`` seconds of rounds.
 
     On a CPU all run in every round. On a GPU each runs in rounds with ours alone and gives its memory back before the
     next one comes, or what fits would depend on who came before.
@@ -230,7 +230,8 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
     """
     measured = Measured()
     sets = input_sets(make)
-    *others, first = contenders
+    (first,) = (contender for contender in contenders if contender.name == "ours")
+    others = [contender for contender in contenders if contender is not first]
     ours = _prepare(first, sets, float("inf"), measured)
     groups = [[other] for other in others] if sets[0][0].is_cuda else [others]
     all_ours: list[dict[str, float]] = []
