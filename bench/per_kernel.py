@@ -118,10 +118,8 @@ def join(
 
 def shape_of(launch: Launch, case: KernelCase) -> Shape:
     """Of the loss that a launch of a kernel of tiles belongs to."""
-    peers = 1 if case.loss == "nt_xent" else 2
     teacher = case.loss == "similarity_kl" and launch.values.get("PEER_2") == "teacher"
-    itemsize = getattr(torch, case.dtype).itemsize
-    return Shape(case.loss, case.N, (case.D,) * peers, itemsize, teacher_learns=teacher)
+    return Shape(case.loss, case.N, case.D, getattr(torch, case.dtype).itemsize, teacher)
 
 
 def moved(launch: Launch) -> int:

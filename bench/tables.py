@@ -84,8 +84,7 @@ def _size(info: LossInfo) -> list[str]:
 
 def percents_of_bound(info: LossInfo) -> list[float]:
     """Of forward, backward and both: the least time of the needed work at the rates of the run, over ours."""
-    peers = 1 if info.loss == "nt_xent" else 2
-    shape = Shape(info.loss, info.N, (info.D,) * peers, getattr(torch, info.dtype).itemsize)
+    shape = Shape(info.loss, info.N, info.D, getattr(torch, info.dtype).itemsize)
     rates, ours = info.rates.model_dump(by_alias=True), info.seconds["ours"]
     return [
         100 * bound(shape, rates, info.device == "cuda", passes).total / seconds.median

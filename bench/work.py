@@ -35,67 +35,56 @@ class Shape:
 
     Args:
         loss: "nt_xent" (one peer), "similarity_kl" or "dogo_loss" (two).
-        rows: N, or the queries of the similarity KL.
-        widths: columns of each peer's rows.
+        N: images, each a row of two views, or a query and a key of the similarity KL.
+        D: columns of every row.
         itemsize: bytes a number of the inputs and gradients.
-        keys: of the similarity KL; N by default.
         teacher_learns: whether the second peer of the similarity KL gets a gradient too.
 
     Raises:
-        ValueError: a loss that is none, a number of widths that does not fit it, or sizes below 1.
+        ValueError: a loss that is none, or sizes below 1.
     """
 
     loss: str
-    rows: int
-    widths: tuple[int, ...]
+    N: int
+    D: int
     itemsize: int = 4
-    keys: int | None = None
     teacher_learns: bool = False
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        peers = 1 if self.loss == "nt_xent" else 2
-        if len(self.widths) != peers:
-            raise ValueError(f"widths must have {peers} entries for {self.loss}, got {len(self.widths)}")
-        if min(self.rows, self.columns, self.itemsize, *self.widths) < 1:
-            raise ValueError(f"rows, keys, widths and itemsize must be at least 1, got {self}")
-        if self.keys is not None and self.loss != "similarity_kl":
-            raise ValueError(f"keys must be None for {self.loss}, got {self.keys}")
-
-    @property
-    def columns(self) -> int:
-        """Keys of a row."""
-        return self.rows if self.keys is None else self.keys
+        if min(self.N, self.D, self.itemsize) < 1:
+            raise ValueError(f"N, D and itemsize must be at least 1, got {self}")
 
 
 def needed(shape: Shape, passes: tuple[str, ...] = PASSES) -> Work:
     """The least work of a loss, see the head of this module.
 
     Of a peer of NT-Xent, with 2N rows: 2N² distinct cosines a pass (½N² within each view, N² across), so 4N²D; as many
-    exponentials; the gradient multiplies all (2N)² weights, 8N²D. Of the similarity KL, with R queries and C keys: RC
-    cosines of both peers a pass and as many exponentials each; the gradient multiplies RC weights for the queries and
-    again for the keys. The whole loss has both on the same cosines, and adds the weights before it multiplies them.
+    exponentials; the gradient multiplies all (2N)² weights, 8N²D. Of the similarity KL: N² cosines of both peers a pass
+    and as many exponentials each; the gradient multiplies N² weights for the queries and again for the keys. The whole
+    loss has both on the same cosines, and adds the weights before it multiplies them.
 
     Raises:
         ValueError: a pass that is none.
     """
     if unknown := set(passes) - set(PASSES):
         raise ValueError(f"passes must be of {', '.join(PASSES)}, got {', '.join(sorted(unknown))}")
-    parts = [_needed_by_peer(shape, peer, one == "backward") for one in passes for peer in range(len(shape.widths))]
+    peers = range(1 if shape.loss == "nt_xent" else 2)
+    parts = [_needed_by_peer(shape, peer, one == "backward") for one in passes for peer in peers]
     return Work(*map(sum, zip(*parts, strict=True)))
 
 
 def _needed_by_peer(shape: Shape, peer: int, backward: bool) -> Work:
-    width, pairs = shape.widths[peer], shape.rows * shape.columns
+    pairs = shape.N**2
     cosines = pairs if shape.loss == "similarity_kl" else 2 * pairs
     exponentials = {"nt_xent": 2, "similarity_kl": 1, "dogo_loss": 3}[shape.loss] * pairs
-    flop, size = 2 * cosines * width, (shape.rows + shape.columns) * width * shape.itemsize
+    flop, size = 2 * cosines * shape.D, 2 * shape.N * shape.D * shape.itemsize
     constant = shape.loss == "similarity_kl" and peer == 1 and not shape.teacher_learns
     if constant or not backward:
         return Work(flop, exponentials, size)
     weights = (2 if shape.loss == "similarity_kl" else 4) * pairs
-    return Work(flop + 2 * weights * width, exponentials, size, size)
+    return Work(flop + 2 * weights * shape.D, exponentials, size, size)
 
 
 class Bound(NamedTuple):

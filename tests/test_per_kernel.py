@@ -133,7 +133,7 @@ def test_a_kernel_is_joined_with_its_work() -> None:
 def test_every_kernel_of_a_loss_has_a_bound(loss: str) -> None:
     case = dataclasses.replace(CASE, loss=loss)
     recorded = launches(case, "sm_90")
-    shape = Shape(loss, 4096, (128,) * (1 if loss == "nt_xent" else 2), 2)
+    shape = Shape(loss, 4096, 128, 2)
     for each in recorded:
         found = join(each.name, recorded, [1e-3] * 5, case, RATES)
         assert min(found["bound"].values()) > 0
