@@ -39,16 +39,16 @@ def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contende
 
 
 def _contender(name: str, loss: str) -> Contender:
-    if name == "dense":
-        return Contender(name, lambda: dense(loss), takes=_square_matrices(3))
     if name in COMPILED:
         return Contender(name, lambda: _compiled(loss, COMPILED[name]), takes=_square_matrices(2))
-    if name == "lightly":
-        return Contender(name, lambda: _with_dense_kl(loss, _lightly()), capturable=False, takes=_square_matrices(4))
-    if name == "metric-learning":
-        prepare = lambda: _with_dense_kl(loss, _metric_learning())  # noqa: E731
-        return Contender(name, prepare, capturable=False, takes=_pairs_by_negatives)
-    return Contender(name, lambda: _authors(loss), capturable=False, takes=_broadcast(loss))
+    if name == "dense":
+        return Contender(name, lambda: dense(loss), takes=_square_matrices(3))
+    prepare, takes = {
+        "lightly": (lambda: _of_parts(loss, _lightly(), _dense_kl), _square_matrices(4)),
+        "metric-learning": (lambda: _of_parts(loss, _metric_learning(), _dense_kl), _pairs_by_negatives),
+        "authors": (lambda: _of_parts(loss, _authors_nt_xent, _authors_kl), _broadcast(loss)),
+    }[name]
+    return Contender(name, prepare, capturable=False, takes=takes)
 
 
 def dense(loss: str) -> Loss:
@@ -95,16 +95,18 @@ def _compiled(loss: str, mode: str | None) -> Loss:
     return compiled
 
 
-def _with_dense_kl(loss: str, nt_xent: Loss) -> Loss:
-    if loss == "nt_xent":
-        return nt_xent
+def _of_parts(loss: str, nt_xent: Loss, kl: Loss) -> Loss:
+    """``kl``: of a student's views and a teacher's."""
+    formulas: dict[str, Loss] = {
+        "dogo_loss": lambda a, b, c, d: nt_xent(a, b) + nt_xent(c, d) + kl((a, b), (c, d)) + kl((c, d), (a, b)),
+        "nt_xent": nt_xent,
+        "similarity_kl": lambda a, b, c, d: kl((a, b), (c.detach(), d.detach())),
+    }
+    return formulas[loss]
 
-    def whole(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        kl_1 = reference.similarity_kl((a, b), (c, d), KD_TEMPERATURE)
-        kl_2 = reference.similarity_kl((c, d), (a, b), KD_TEMPERATURE)
-        return nt_xent(a, b) + nt_xent(c, d) + kl_1 + kl_2
 
-    return whole
+def _dense_kl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    return reference.similarity_kl(student, teacher, KD_TEMPERATURE)
 
 
 def _lightly() -> Loss:
@@ -125,17 +127,6 @@ def _metric_learning() -> Loss:
         return value
 
     return nt_xent
-
-
-def _authors(loss: str) -> Loss:
-    formulas: dict[str, Loss] = {
-        "dogo_loss": lambda a, b, c, d: (
-            _authors_nt_xent(a, b) + _authors_nt_xent(c, d) + _authors_kl((a, b), (c, d)) + _authors_kl((c, d), (a, b))
-        ),
-        "nt_xent": _authors_nt_xent,
-        "similarity_kl": lambda a, b, c, d: _authors_kl((a, b), (c.detach(), d.detach())),
-    }
-    return formulas[loss]
 
 
 def _broadcast_cosines(x: Tensor, y: Tensor) -> Tensor:

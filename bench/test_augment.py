@@ -13,7 +13,7 @@ from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from . import per_kernel
 from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views
-from .timing import Rated, measure_rates, synchronize
+from .timing import measure_rates, synchronize
 
 VIEWS = 4
 
@@ -70,7 +70,7 @@ def test_views(benchmark: Any, case: ViewCase, rates: dict[str, float]) -> None:
 
     others = {"torchvision": make_torchvisions, "kornia": make_kornias}
     # of torchvision's, one view each is measured
-    measured = measure_rates(benchmark, Rated(VIEWS * N, make_ours, others, {"torchvision": VIEWS}), rounds)
+    measured = measure_rates(benchmark, VIEWS * N, make_ours, others, rounds, weights={"torchvision": VIEWS})
     benchmark.extra_info.update({"kind": "views", **case._asdict(), **measured})
     if device == "cuda":
         named = KernelCase("augment", "bfloat16", size, N, recipe)

@@ -10,7 +10,7 @@ import torch
 from dogo_fast.training import Trainer
 
 from .rivals import authors_step
-from .timing import Rated, measure_rates, synchronize
+from .timing import measure_rates, synchronize
 
 SIZE = 32
 
@@ -53,7 +53,7 @@ def test_pretraining(benchmark: Any, case: PretrainingCase) -> None:
         synchronize(device)
 
     items = count // N * N
-    rated = Rated(items, epoch, {"authors": two_batches}, {"authors": items / len(images[: 2 * N])})
-    measured = measure_rates(benchmark, rated, rounds, warm=1)
+    weights = {"authors": items / len(images[: 2 * N])}
+    measured = measure_rates(benchmark, items, epoch, {"authors": two_batches}, rounds, weights=weights, warm=1)
     waited = trainer.history[-1]["data_wait"]
     benchmark.extra_info.update({"kind": "pretraining", **case._asdict(), **measured, "data_wait": waited})

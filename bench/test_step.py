@@ -18,7 +18,7 @@ from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from .per_kernel import gpu_events
 from .rivals import DEVIATION, MEAN, authors_step
-from .timing import Rated, measure_rates, quartiles, seconds, synchronize
+from .timing import measure_rates, quartiles, seconds, synchronize
 
 SIZE = 32
 RATES = (1e-3, 1e-3)
@@ -125,7 +125,7 @@ def test_step(benchmark: Any, case: StepCase) -> None:
         step.graph = graph
 
     others = {"authors": authors, **({"eager": eager} if device == "cuda" else {})}
-    info = measure_rates(benchmark, Rated(N, ours, others), rounds)
+    info = measure_rates(benchmark, N, ours, others, rounds)
     shares = [time_phases(step) for _ in range(rounds)]
     info["phase_shares"] = {phase: quartiles([each[phase] for each in shares]) for phase in shares[0]}
     if device == "cuda":

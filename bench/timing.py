@@ -12,7 +12,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -340,27 +340,26 @@ def _field(path: str, name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-@dataclass(frozen=True)
-class Rated:
-    """A call of ours that makes so many ``items``, and others that are timed in every round before it. ``weights``:
-    by what an other's time counts."""
-
-    items: int
-    ours: Callable[[], Any]
-    others: dict[str, Callable[[], Any]]
-    weights: dict[str, float] = field(default_factory=dict)
-
-
-def measure_rates(benchmark: Any, rated: Rated, rounds: int, warm: int = 2) -> dict[str, Any]:
-    """What a record has of rates: items a second, and how much longer the others take, round by round."""
-    times: Times = {name: [] for name in ("ours", *rated.others)}
+def measure_rates(
+    benchmark: Any,
+    items: int,
+    ours: Callable[[], Any],
+    others: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    weights: Mapping[str, float] = {},
+    warm: int = 2,
+) -> dict[str, Any]:
+    """What a record has of rates: items a second, so many as a call of ours makes, and how much longer the others take,
+    each before ours in every round. ``weights``: by what an other's time counts."""
+    times: Times = {name: [] for name in ("ours", *others)}
 
     def run() -> None:
-        times["ours"].append(seconds(rated.ours))
+        times["ours"].append(seconds(ours))
 
     def run_others() -> None:
-        for name, call in rated.others.items():
-            times[name].append(seconds(call) * rated.weights.get(name, 1.0))
+        for name, call in others.items():
+            times[name].append(seconds(call) * weights.get(name, 1.0))
 
     for _ in range(warm):
         run_others()
@@ -369,6 +368,6 @@ def measure_rates(benchmark: Any, rated: Rated, rounds: int, warm: int = 2) -> d
         values.clear()
     benchmark.pedantic(run, setup=run_others, rounds=rounds, iterations=1)
     return {
-        "per_second": {name: quartiles([rated.items / each for each in values]) for name, values in times.items()},
-        "faster_than": {name: ratios(values, times["ours"]) for name, values in times.items() if name != "ours"},
+        "per_second": {name: quartiles([items / each for each in values]) for name, values in times.items()},
+        "faster_than": {name: ratios(times[name], times["ours"]) for name in others},
     }
