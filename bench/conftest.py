@@ -5,7 +5,6 @@ The record is written anew after each case, so that one that is killed leaves wh
 
 import contextlib
 import ctypes
-import functools
 import json
 import os
 import signal
@@ -89,15 +88,10 @@ def grid(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--grid"))
 
 
-@functools.cache
-def rates_of(device: str) -> dict[str, float]:
-    return machine.rates(device)
-
-
 @pytest.fixture
 def rates(case: Any) -> dict[str, float]:
     """What the machine reaches, measured once a run."""
-    return rates_of(case.device)
+    return machine.rates(case.device)
 
 
 @pytest.fixture(autouse=True)

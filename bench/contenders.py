@@ -3,13 +3,13 @@
 ``dense`` is the formula of dogo_fast/reference.py in the dtype of the inputs; ``compile`` and ``max-autotune`` are
 torch.compile of it, for that shape alone. ``authors`` is the formula of the DoGo authors' published code, written anew:
 cosines by broadcasting, [2N, 2N, D]. Of lightly and pytorch-metric-learning come the NT-Xent, beside the dense KL where
-the whole loss is asked for; both synchronise with the host, so they are not captured. Liger-Kernel has a KL of
-log-probabilities, beside dense cosines, on a GPU. cut-cross-entropy and inf-cl have no loss that leaves a row's
-similarity with itself out, so neither computes an NT-Xent: they do not apply.
+the whole loss is asked for; both synchronise with the host, so they are not captured. cut-cross-entropy and inf-cl have
+no loss that leaves a row's similarity with itself out, so neither computes an NT-Xent: they do not apply.
 """
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,44 +22,52 @@ from .timing import Contender, Loss
 TEMPERATURE, KD_TEMPERATURE = 0.5, 0.1
 FUSED = {"cpu": "cpp", "cuda": "triton"}
 """Our backend on each device."""
+COMPILED = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes of torch.compile."""
+LIBRARIES = {"lightly": "lightly", "metric-learning": "pytorch_metric_learning"}
+CONTENDERS = ("dense", *COMPILED, *LIBRARIES, "authors")
 
 
 def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contender]:
-    """Ours and those of the wanted that are installed and apply, for "dogo_loss", "nt_xent" or "similarity_kl"."""
-    known: dict[str, Callable[[str, str], Contender | None]] = {
-        "dense": lambda loss, device: _dense(loss),
-        "compile": lambda loss, device: _compiled(loss, "compile", None),
-        "max-autotune": lambda loss, device: _compiled(loss, "max-autotune", "max-autotune-no-cudagraphs"),
-        "lightly": lambda loss, device: _library(loss, "lightly", _lightly),
-        "metric-learning": lambda loss, device: _library(loss, "pytorch_metric_learning", _metric_learning),
-        "authors": lambda loss, device: _authors(loss),
-        "liger": _liger,
-    }
-    found = [known[name](loss, device) for name in wanted]
-    return [*(each for each in found if each is not None), Contender("ours", lambda: _ours(loss, FUSED[device]))]
+    """Those of the wanted that are installed and apply, and ours, for "dogo_loss", "nt_xent" or "similarity_kl"."""
+    others = [
+        _contender(name, loss)
+        for name in wanted
+        if name not in LIBRARIES or (loss != "similarity_kl" and importlib.util.find_spec(LIBRARIES[name]))
+    ]
+    return [*others, Contender("ours", lambda: fused(loss, FUSED[device]))]
 
 
-CONTENDERS = ("dense", "compile", "max-autotune", "lightly", "metric-learning", "authors", "liger")
+def _contender(name: str, loss: str) -> Contender:
+    if name in COMPILED:
+        return Contender(name, lambda: _compiled(loss, COMPILED[name]), takes=_square_matrices(2))
+    if name == "dense":
+        return Contender(name, lambda: dense(loss), takes=_square_matrices(3))
+    prepare, takes = {
+        "lightly": (lambda: _of_parts(loss, _lightly(), _dense_kl), _square_matrices(4)),
+        "metric-learning": (lambda: _of_parts(loss, _metric_learning(), _dense_kl), _pairs_by_negatives),
+        "authors": (lambda: _of_parts(loss, _authors_nt_xent, _authors_kl), _broadcast(loss)),
+    }[name]
+    return Contender(name, prepare, capturable=False, takes=takes)
 
 
 def dense(loss: str) -> Loss:
     """The dense formula of two peers' views a, b and c, d; also the oracle, on float64 inputs."""
-    formulas: dict[str, Loss] = {
-        "dogo_loss": lambda a, b, c, d: reference.dogo_loss((a, b), (c, d), TEMPERATURE, KD_TEMPERATURE).loss,
-        "nt_xent": lambda a, b: reference.nt_xent(a, b, TEMPERATURE),
-        "similarity_kl": lambda a, b, c, d: reference.similarity_kl((a, b), (c.detach(), d.detach()), KD_TEMPERATURE),
-    }
-    return formulas[loss]
+    return _formula(loss, reference)
 
 
-def _ours(loss: str, backend: str) -> Loss:
+def fused(loss: str, backend: str) -> Loss:
+    """Ours."""
+    return _formula(loss, functional, backend=backend)
+
+
+def _formula(loss: str, module: Any, **options: Any) -> Loss:
+    """Reference and functional have the same functions."""
     formulas: dict[str, Loss] = {
-        "dogo_loss": lambda a, b, c, d: (
-            functional.dogo_loss((a, b), (c, d), TEMPERATURE, KD_TEMPERATURE, backend=backend).loss
-        ),
-        "nt_xent": lambda a, b: functional.nt_xent(a, b, TEMPERATURE, backend=backend),
-        "similarity_kl": lambda a, b, c, d: functional.similarity_kl(
-            (a, b), (c.detach(), d.detach()), KD_TEMPERATURE, backend=backend
+        "dogo_loss": lambda a, b, c, d: module.dogo_loss((a, b), (c, d), TEMPERATURE, KD_TEMPERATURE, **options).loss,
+        "nt_xent": lambda a, b: module.nt_xent(a, b, TEMPERATURE, **options),
+        "similarity_kl": lambda a, b, c, d: module.similarity_kl(
+            (a, b), (c.detach(), d.detach()), KD_TEMPERATURE, **options
         ),
     }
     return formulas[loss]
@@ -75,36 +83,30 @@ def _pairs_by_negatives(N: int, D: int, itemsize: int) -> float:
     return 80.0 * N**3 * itemsize
 
 
-def _dense(loss: str) -> Contender:
-    return Contender("dense", lambda: dense(loss), takes=_square_matrices(3))
+def _broadcast(loss: str) -> Callable[[int, int, int], float]:
+    """So many tensors of the size of [N, N, D], as measured at N = 256: 1.1 GiB of the whole loss in float32."""
+    tensors = {"dogo_loss": 35, "nt_xent": 24, "similarity_kl": 6}[loss]
+    return lambda N, D, itemsize: tensors * N**2 * D * itemsize
 
 
-def _compiled(loss: str, name: str, mode: str | None) -> Contender:
-    def prepare() -> Loss:
-        torch._dynamo.reset()  # else the second shape is compiled for all shapes, which is slower
-        return torch.compile(dense(loss), mode=mode, dynamic=False)
-
-    return Contender(name, prepare, takes=_square_matrices(2))
+def _compiled(loss: str, mode: str | None) -> Loss:
+    torch._dynamo.reset()  # else the second shape is compiled for all shapes, which is slower
+    compiled: Loss = torch.compile(dense(loss), mode=mode, dynamic=False)
+    return compiled
 
 
-def _library(loss: str, module: str, nt_xent: Callable[[], Loss]) -> Contender | None:
-    if loss == "similarity_kl" or importlib.util.find_spec(module) is None:
-        return None
-    name = {"pytorch_metric_learning": "metric-learning"}.get(module, module)
-    takes = _pairs_by_negatives if nt_xent is _metric_learning else _square_matrices(4)
-    return Contender(name, lambda: _with_dense_kl(loss, nt_xent()), capturable=False, takes=takes)
+def _of_parts(loss: str, nt_xent: Loss, kl: Loss) -> Loss:
+    """``kl``: of a student's views and a teacher's."""
+    formulas: dict[str, Loss] = {
+        "dogo_loss": lambda a, b, c, d: nt_xent(a, b) + nt_xent(c, d) + kl((a, b), (c, d)) + kl((c, d), (a, b)),
+        "nt_xent": nt_xent,
+        "similarity_kl": lambda a, b, c, d: kl((a, b), (c.detach(), d.detach())),
+    }
+    return formulas[loss]
 
 
-def _with_dense_kl(loss: str, nt_xent: Loss) -> Loss:
-    if loss == "nt_xent":
-        return nt_xent
-
-    def whole(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        kl_1 = reference.similarity_kl((a, b), (c, d), KD_TEMPERATURE)
-        kl_2 = reference.similarity_kl((c, d), (a, b), KD_TEMPERATURE)
-        return nt_xent(a, b) + nt_xent(c, d) + kl_1 + kl_2
-
-    return whole
+def _dense_kl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    return reference.similarity_kl(student, teacher, KD_TEMPERATURE)
 
 
 def _lightly() -> Loss:
@@ -125,22 +127,6 @@ def _metric_learning() -> Loss:
         return value
 
     return nt_xent
-
-
-def _authors(loss: str) -> Contender:
-    formulas: dict[str, Loss] = {
-        "dogo_loss": _with_kl_of(_authors_nt_xent, _authors_kl),
-        "nt_xent": _authors_nt_xent,
-        "similarity_kl": lambda a, b, c, d: _authors_kl((a, b), (c.detach(), d.detach())),
-    }
-    # of the size of [N, N, D], as measured at N = 256: 1.1 GiB of the whole loss in float32
-    tensors = {"dogo_loss": 35, "nt_xent": 24, "similarity_kl": 6}[loss]
-    takes = lambda N, D, itemsize: float(tensors * N**2 * D * itemsize)  # noqa: E731
-    return Contender("authors", lambda: formulas[loss], capturable=False, takes=takes)
-
-
-def _with_kl_of(nt_xent: Loss, kl: Callable[..., Tensor]) -> Loss:
-    return lambda a, b, c, d: nt_xent(a, b) + nt_xent(c, d) + kl((a, b), (c, d)) + kl((c, d), (a, b))
 
 
 def _broadcast_cosines(x: Tensor, y: Tensor) -> Tensor:
@@ -164,23 +150,3 @@ def _authors_kl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) 
     own = torch.softmax(_broadcast_cosines(*student) / KD_TEMPERATURE, dim=1).log()
     other = torch.softmax(_broadcast_cosines(*teacher) / KD_TEMPERATURE, dim=1).detach()
     return F.kl_div(own, other, reduction="batchmean")
-
-
-def _liger(loss: str, device: str) -> Contender | None:
-    if loss != "similarity_kl" or device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        return None
-
-    def prepare() -> Loss:
-        from liger_kernel.transformers import LigerKLDIVLoss
-
-        divergence = LigerKLDIVLoss(reduction="batchmean", log_target=True)
-
-        def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-            own = torch.log_softmax(reference.cosine_similarity(a, b) / KD_TEMPERATURE, dim=1)
-            other = torch.log_softmax(reference.cosine_similarity(c, d) / KD_TEMPERATURE, dim=1)
-            value: Tensor = divergence(own, other.detach())
-            return value
-
-        return kl
-
-    return Contender("liger", prepare, capturable=False)

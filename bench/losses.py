@@ -1,23 +1,20 @@
 """The benchmark of a loss at one size: time of forward, backward and both, value, gradient and memory, all together."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dogo_fast.ops import compiling
+from dogo_fast.ops.compiling import KernelCase
 
 from . import contenders, per_kernel
-from .grid import BUDGET, WANTED, Case
-from .timing import FEWEST_ROUNDS, PHASES, Inputs, Loss, differentiate, input_sets, measure, quartiles
-from .work import Shape, bound, needed
+from .grid import BUDGET, WANTED, LossCase, loss_cases
+from .timing import FEWEST_ROUNDS, Inputs, Loss, differentiate, input_sets, measure, quartiles
 
 MOST_IMAGES_OF_ORACLE = {"cpu": 1024, "cuda": 4096}
 """Up to this N the errors against float64 are recorded; the dense formula in float64 takes 32 N² bytes a matrix."""
-
 MOST_PASSES = 20
 """In which the kernels are profiled."""
 
@@ -25,23 +22,32 @@ VIEWS = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 4}
 DIFFERENTIATED = {"dogo_loss": 4, "nt_xent": 2, "similarity_kl": 2}
 """How many of the views get a gradient; the KL's teacher does not."""
 
+Cases = Callable[[str], Iterable[LossCase]]
 
-def bench_loss(benchmark: Any, loss: str, case: Case, grid: str, rates: dict[str, float]) -> None:
+
+def suite(loss: str) -> tuple[Cases, Callable[..., None]]:
+    """``cases`` of a grid, of both devices, and the test that measures one."""
+
+    def test(benchmark: Any, case: LossCase, grid: str, rates: dict[str, float]) -> None:
+        bench_loss(benchmark, loss, case, grid, rates)
+
+    return lambda grid: loss_cases(grid, loss), test
+
+
+def bench_loss(benchmark: Any, loss: str, case: LossCase, grid: str, rates: dict[str, float]) -> None:
     """Run one case and leave what was measured in the benchmark's ``extra_info``."""
     torch.manual_seed(0)
 
     def make() -> Inputs:
-        return [
-            torch.randn(case.N, case.D, dtype=getattr(torch, case.dtype), device=case.device).requires_grad_(
-                number < DIFFERENTIATED[loss]
-            )
-            for number in range(VIEWS[loss])
-        ]
+        dtype = getattr(torch, case.dtype)
+        views = [torch.randn(case.N, case.D, dtype=dtype, device=case.device) for _ in range(VIEWS[loss])]
+        return [x.requires_grad_(number < DIFFERENTIATED[loss]) for number, x in enumerate(views)]
 
     first = make()
     rest = iter([first])
     found = contenders.contenders(loss, case.device, WANTED[grid])
     measured = measure(benchmark, found, lambda: next(rest, None) or make(), BUDGET[grid])
+    multiplied = case.dtype if case.device == "cuda" else "float32"  # as which a CPU multiplies 16-bit rows
     benchmark.extra_info.update(
         {
             "kind": "loss",
@@ -52,21 +58,16 @@ def bench_loss(benchmark: Any, loss: str, case: Case, grid: str, rates: dict[str
                 name: {phase: quartiles(values) for phase, values in phases.items()}
                 for name, phases in measured.seconds.items()
             },
-            "faster_than": {
-                name: {phase: quartiles(measured.ratios(name, phase)) for phase in PHASES}
-                for name in measured.seconds
-                if name != "ours"
-            },
+            "faster_than": measured.faster_than,
             "captured": measured.captured,
             "missing": measured.missing,
             "memory_bytes": measured.memory,
             "relative_error": relative_errors(loss, case, first, measured.results),
-            "roofline": roofline(loss, case, rates, quartiles(measured.seconds["ours"]["both"])[1]),
+            "roofline": {"rates": {"gemm": rates[multiplied], "exp2": rates["exp2"], "copy": rates["copy"]}},
         }
     )
     if case.device == "cuda":
-        (ours,) = (contender for contender in found if contender.name == "ours")
-        benchmark.extra_info["kernels"] = kernels(ours.prepare(), make, benchmark.extra_info, rates)
+        benchmark.extra_info["kernels"] = kernels(found[-1].prepare(), make, benchmark.extra_info, rates)
 
 
 def kernels(ours: Loss, make: Callable[[], Inputs], info: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
@@ -78,35 +79,22 @@ def kernels(ours: Loss, make: Callable[[], Inputs], info: dict[str, Any], rates:
     count = max(FEWEST_ROUNDS, min(MOST_PASSES, int(1 / info["seconds"]["ours"]["both"][1])))
     sets = input_sets(make)
     passes = [functools.partial(run, sets[number % len(sets)]) for number in range(count)]
-    case = compiling.Case(info["loss"], info["dtype"], info["D"], info["N"], "static")
-    return per_kernel.measure(passes, case, rates)
+    return per_kernel.measure(passes, KernelCase(info["loss"], info["dtype"], info["D"], info["N"], "static"), rates)
 
 
-def roofline(loss: str, case: Case, rates: dict[str, float], seconds: float) -> dict[str, Any]:
-    """The counted work, the least time it takes at the rates of the machine, and the percent of it that was reached."""
-    on_gpu = case.device == "cuda"
-    shape = Shape(loss, case.N, (case.D,) * (VIEWS[loss] // 2), getattr(torch, case.dtype).itemsize)
-    gemm = rates[case.dtype] if on_gpu else rates["float32"]  # 16-bit rows are multiplied as float32 on a CPU
-    least = bound(shape, {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]}, overlap=on_gpu)
-    return {
-        **dataclasses.asdict(needed(shape)),
-        "rates": {"gemm": gemm, "exp2": rates["exp2"], "copy": rates["copy"]},
-        "bound_seconds": least.total,
-        "limiter": least.limiter,
-        "percent": 100 * least.total / seconds,
-    }
-
-
-def relative_errors(loss: str, case: Case, inputs: Inputs, results: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+def relative_errors(
+    loss: str, case: LossCase, inputs: Inputs, results: dict[str, list[Tensor]]
+) -> dict[str, list[float]]:
     """Of the value, and of all gradients together: ‖x − oracle‖ / ‖oracle‖ against the dense formula in float64."""
     if MOST_IMAGES_OF_ORACLE[case.device] < case.N:
         return {}
     exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
     value = contenders.dense(loss)(*exact)
     gradient = _flat(differentiate(value, exact))
+    oracle = float(value.detach())
     return {
         name: [
-            abs(float(result[0]) - float(value.detach())) / abs(float(value.detach())),
+            abs(float(result[0]) - oracle) / abs(oracle),
             float((_flat(result[1:]) - gradient).norm() / gradient.norm()),
         ]
         for name, result in results.items()

@@ -1,9 +1,10 @@
-"""Each of our kernels in a pass on a GPU: its time, the work that is counted for it, its bound, the percent reached.
+"""Each of our kernels in a pass on a GPU: its time, and the least time of the work that is needed of it.
 
-The profiler gives the time of every launch on the GPU. In one more pass the launches are listened to, and their work is
-counted from their arguments. Passes run in eager: a captured one has the same kernels.
+The profiler gives the time of every launch on the GPU. In one more pass the launches are listened to, for what they
+move. Passes run in eager: a captured one has the same kernels.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dogo_fast.ops import launches as launching
-from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
+from dogo_fast.ops.compiling import KernelCase
 from dogo_fast.ops.launches import Launch
 
 from .timing import quartiles
-from .work import Shape, Work, done, needed
+from .work import Shape, bound
 
 PASSES = {"statistics_kernel": "forward", "gradient_kernel": "backward"}
 """What the kernels of tiles compute, each alone; all others only move their tensors."""
@@ -34,7 +35,7 @@ class Incomplete(Exception):
     """The profiler did not see every launch, or there was none."""
 
 
-def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str, float]) -> dict[str, Any]:
+def measure(passes: Sequence[Callable[[], Any]], case: KernelCase, rates: Mapping[str, float]) -> dict[str, Any]:
     """What a record has of the kernels in passes that are alike, or why it has nothing.
 
     Args:
@@ -43,27 +44,21 @@ def measure(passes: Sequence[Callable[[], Any]], case: Case, rates: Mapping[str,
         rates: of the machine, from ``machine.rates``.
     """
     rates = {"gemm": rates[case.dtype], "exp2": rates["exp2"], "copy": rates["copy"]}
+    about = {"case": dataclasses.asdict(case)}
     try:
-        launches = listen(passes[-1])
+        with launching.recorded() as launches:
+            passes[-1]()
         events = gpu_events(lambda: [run() for run in passes])
-        times = seconds_by_kernel(events, Counter(each.kernel.__name__ for each in launches), len(passes))
+        times = seconds_by_kernel(events, Counter(each.name for each in launches), len(passes))
     except Exception as error:  # CUPTI may be missing, forbidden or in another profiler's hands
-        return {"case": case._asdict(), "unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return about | {"unavailable": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     device = next(value.device for value in launches[0].values.values() if isinstance(value, Tensor))
-    return {
-        "case": case._asdict(),
+    return about | {
         "passes": len(passes),
         "rates": rates,
         "multiprocessors": launching.device_of(device).multiprocessors,
         "kernels": [join(name, launches, seconds, case, rates) for name, seconds in times.items()],
     }
-
-
-def listen(run: Callable[[], Any]) -> list[Launch]:
-    """Every launch of our Triton kernels in a call."""
-    with launching.recorded() as launches:
-        run()
-    return launches
 
 
 def gpu_events(run: Callable[[], Any]) -> list[Event]:
@@ -102,42 +97,29 @@ def seconds_by_kernel(events: Iterable[Event], launches: Mapping[str, int], pass
 
 
 def join(
-    name: str, launches: Iterable[Launch], seconds: Sequence[float], case: Case, rates: Mapping[str, float]
+    name: str, launches: Iterable[Launch], seconds: Sequence[float], case: KernelCase, rates: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A kernel's seconds in each pass beside its work: what its launches run, what is needed, the bound of that.
-
-    All bytes count as if each tensor were read or written once. Kernels without tiles need what they run.
-    """
-    own = [each for each in launches if each.kernel.__name__ == name]
-    run = {"flop": 0, "exponentials": 0, "bytes": sum(map(moved, own))}
-    least = run
-    if "BLOCK_M" in own[0].switches:
-        tiles = sum((done(name, each.values) for each in own), Work())
-        run = run | {"flop": tiles.flop, "exponentials": tiles.exponentials}
-        peers = 1 if case.loss == "nt_xent" else 2
-        shape = Shape(case.loss, case.N, (case.D,) * peers, getattr(torch, case.dtype).itemsize)
-        work = needed(shape, (PASSES[name],))
-        moves = work.bytes_read + work.bytes_written
-        least = {"flop": work.flop, "exponentials": work.exponentials, "bytes": moves}
-    bounds = {
-        "products": least["flop"] / rates["gemm"],
-        "exponentials": least["exponentials"] / rates["exp2"],
-        "memory": least["bytes"] / rates["copy"],
-    }
-    limiter = max(bounds, key=lambda what: bounds[what])
-    middle = quartiles(seconds)
+    """A kernel's seconds in each pass beside its bound: the least seconds, by what may limit it, of the work that is
+    needed of a kernel of tiles, or of moving the tensors of another, each once."""
+    own = [each for each in launches if each.name == name]
+    if name in PASSES:
+        least = bound(shape_of(own[0], case), rates, overlap=True, passes=(PASSES[name],)).seconds
+    else:
+        least = {"memory": sum(map(moved, own)) / rates["copy"]}
     return {
         "kernel": name,
         "tile": own[0].tile,
         "warps": own[0].switches["num_warps"],
-        "programs": sum(int(torch.Size(each.grid).numel()) for each in own),
-        "seconds": middle,
-        "run": run,
-        "needed": least,
-        "bound_seconds": bounds[limiter],
-        "limiter": limiter,
-        "percent": 100 * bounds[limiter] / middle[1],
+        "programs": sum(each.programs for each in own),
+        "seconds": quartiles(seconds),
+        "bound": least,
     }
+
+
+def shape_of(launch: Launch, case: KernelCase) -> Shape:
+    """Of the loss that a launch of a kernel of tiles belongs to."""
+    teacher = case.loss == "similarity_kl" and launch.values.get("PEER_2") == "teacher"
+    return Shape(case.loss, case.N, case.D, getattr(torch, case.dtype).itemsize, teacher)
 
 
 def moved(launch: Launch) -> int:
@@ -148,33 +130,3 @@ def moved(launch: Launch) -> int:
         if isinstance(value, Tensor) and "scratch" not in name:
             sizes[id(value)] = value[0].nbytes * launch.grid[0] if name == "p_images" else value.nbytes
     return sum(sizes.values())
-
-
-def predicted_seconds(row: Mapping[str, Any], measured: Mapping[str, Any], static: Iterable[Any]) -> list[float] | None:
-    """What the static roofline predicts of a kernel, all pipes busy at once and, of tiles, in turns; None if it knows
-    no code like it.
-
-    Of the multiprocessor that has most, at the clock rate that the measured exponentials stand for, 16 a clock and
-    multiprocessor. Code is alike where loss, dtype, D, tile and warps are; its clocks grow with N², and where N is not
-    that of the prediction programs are taken to be alike.
-    """
-    from .reports.roofline import ARCHITECTURES, busiest
-
-    case, count = Case(**measured["case"]), measured["multiprocessors"]
-    if (case.loss, row["kernel"]) == ("similarity_kl", "gradient_kernel"):
-        return None  # there the static roofline's teacher learns too
-    pairs = 4 * case.N * case.D**2 if case.loss == "augment" else case.N**2
-    even = busiest([1.0] * row["programs"], count)
-    likely = sorted(static, key=lambda each: each["case"]["N"] != case.N)
-    for each in likely:
-        alike = Case(**each["case"])._replace(N=case.N) == case and each["clocks_overlapped"] is not None
-        if alike and all(each[what] == row[what] for what in ("kernel", "tile", "warps")):
-            clock = measured["rates"]["exp2"] / (ARCHITECTURES[each["target"]].special_lanes * count)
-            same = each["case"]["N"] == case.N and count == MULTIPROCESSORS[each["target"]]
-            found = []
-            for what in ("overlapped", "in_turns"):
-                share = each[f"busiest_{what}"] if same else None
-                if each[f"clocks_{what}"] is not None:
-                    found.append(pairs * each[f"clocks_{what}"] * (even if share is None else share) / clock)
-            return found
-    return None

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dogo_fast import reference
-from dogo_fast.peers import Peer
-from dogo_fast.views import ViewRecipe, blur_size
+from dogo_fast.peers import Peer, build_peer
+from dogo_fast.views import VIEW_RECIPES, ViewRecipe, blur_size
 
 Views = Callable[[Tensor], Tensor]
 """Images uint8 [N, 3, S, S] to one view each, normalised float32."""
@@ -61,7 +61,7 @@ class AuthorsStep:
     """As the authors' loop does it, with kinder parts: views by torchvision on the CPU, float32 in eager, the dense
     loss (by matrix products; theirs broadcasts), two plain Adams, a loss read back every step."""
 
-    def __init__(self, peers: list[Peer], views: Views, device: torch.device) -> None:
+    def __init__(self, peers: list[Peer], views: Views, device: str) -> None:
         self.peers, self.views, self.device = peers, views, device
         self.optimisers = [torch.optim.Adam(peer.parameters(), lr=1e-3, foreach=False) for peer in peers]
 
@@ -79,3 +79,8 @@ class AuthorsStep:
         for optimiser in self.optimisers:
             optimiser.step()
         output.loss.item()
+
+
+def authors_step(backbone: str, size: int, device: str) -> AuthorsStep:
+    peers = [build_peer(backbone, size, 0, number).to(device).train() for number in (1, 2)]
+    return AuthorsStep(peers, torchvision_views(VIEW_RECIPES["cifar"], size), device)

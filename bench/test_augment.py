@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dogo_fast.ops.compiling import Case
+from dogo_fast.ops.compiling import KernelCase
 from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from . import per_kernel
 from .rivals import DEVIATION, MEAN, kornia_views, torchvision_views
-from .timing import quartiles, seconds, synchronize, times_as_long
+from .timing import measure_rates, synchronize
 
 VIEWS = 4
 
@@ -54,42 +54,24 @@ def test_views(benchmark: Any, case: ViewCase, rates: dict[str, float]) -> None:
     by_torchvision, by_kornia = torchvision_views(chosen, size), kornia_views(chosen, size)
     rows = torch.randperm(4 * N)[:N]
     there = rows.to(device)
-    times: dict[str, list[float]] = {"ours": [], "torchvision": [], "kornia": []}
 
     def make_ours() -> None:
         augmentation(resident, there, there)
         synchronize(device)
 
-    def make_theirs() -> None:
+    def make_torchvisions() -> None:
+        torch.set_num_threads(1)  # a worker has one
         by_torchvision(images[rows])
+        torch.set_num_threads(threads)
 
     def make_kornias() -> None:
         by_kornia(resident[there].repeat(VIEWS, 1, 1, 1))
         synchronize(device)
 
-    def run() -> None:
-        times["ours"].append(seconds(make_ours))
-
-    def run_others() -> None:
-        torch.set_num_threads(1)  # a worker has one
-        times["torchvision"].append(VIEWS * seconds(make_theirs))  # one view each is measured
-        torch.set_num_threads(threads)
-        times["kornia"].append(seconds(make_kornias))
-
-    for _ in range(2):
-        run_others()
-        run()
-    for values in times.values():
-        values.clear()
-    benchmark.pedantic(run, setup=run_others, rounds=rounds, iterations=1)
-    benchmark.extra_info.update(
-        {
-            "kind": "views",
-            **case._asdict(),
-            "per_second": {name: quartiles([VIEWS * N / value for value in values]) for name, values in times.items()},
-            "faster_than": times_as_long(times),
-        }
-    )
+    others = {"torchvision": make_torchvisions, "kornia": make_kornias}
+    # of torchvision's, one view each is measured
+    measured = measure_rates(benchmark, VIEWS * N, make_ours, others, rounds, weights={"torchvision": VIEWS})
+    benchmark.extra_info.update({"kind": "views", **case._asdict(), **measured})
     if device == "cuda":
-        named = Case("augment", "bfloat16", size, N, recipe)
+        named = KernelCase("augment", "bfloat16", size, N, recipe)
         benchmark.extra_info["kernels"] = per_kernel.measure([make_ours] * rounds, named, rates)

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dogo_fast.peers import build_peer
 from dogo_fast.training import Trainer
-from dogo_fast.views import VIEW_RECIPES
 
-from .rivals import AuthorsStep, torchvision_views
-from .timing import quartiles, seconds, synchronize, times_as_long
+from .rivals import authors_step
+from .timing import measure_rates, synchronize
 
 SIZE = 32
 
@@ -43,37 +41,19 @@ def test_pretraining(benchmark: Any, case: PretrainingCase) -> None:
     device, name, count, N, rounds = case
     images = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
     trainer = Trainer((name, name), images, epochs=rounds + 1, batch_size=N, recipe="cifar", device=device)
-    theirs = AuthorsStep(
-        [build_peer(name, SIZE, 0, number).to(device).train() for number in (1, 2)],
-        torchvision_views(VIEW_RECIPES["cifar"], SIZE),
-        torch.device(device),
-    )
-    few = images[: 2 * N]
-    times: dict[str, list[float]] = {"ours": [], "authors": []}
+    theirs = authors_step(name, SIZE, device)
 
-    def run_theirs() -> None:
-        def epoch() -> None:
-            for batch in few.split(N):
-                theirs(batch)
-            synchronize(device)
+    def two_batches() -> None:
+        for batch in images[: 2 * N].split(N):
+            theirs(batch)
+        synchronize(device)
 
-        times["authors"].append(seconds(epoch) / len(few))
+    def epoch() -> None:
+        trainer.fit(until=len(trainer.history) + 1)
+        synchronize(device)
 
-    def run() -> None:
-        one_more = len(trainer.history) + 1
-        times["ours"].append(seconds(lambda: (trainer.fit(until=one_more), synchronize(device))) / (count // N * N))
-
-    run_theirs()
-    run()
-    for values in times.values():
-        values.clear()
-    benchmark.pedantic(run, setup=run_theirs, rounds=rounds, iterations=1)
-    benchmark.extra_info.update(
-        {
-            "kind": "pretraining",
-            **case._asdict(),
-            "per_second": {key: quartiles([1 / value for value in values]) for key, values in times.items()},
-            "faster_than": times_as_long(times),
-            "data_wait": trainer.history[-1]["data_wait"],
-        }
-    )
+    items = count // N * N
+    weights = {"authors": items / len(images[: 2 * N])}
+    measured = measure_rates(benchmark, items, epoch, {"authors": two_batches}, rounds, weights=weights, warm=1)
+    waited = trainer.history[-1]["data_wait"]
+    benchmark.extra_info.update({"kind": "pretraining", **case._asdict(), **measured, "data_wait": waited})

@@ -1,17 +1,5 @@
-"""The similarity KL with a constant teacher, forward, backward and both, in turns with what it is measured against."""
+"""The similarity KL alone, its teacher constant: forward, backward and both, in turns with the others."""
 
-from collections.abc import Iterable
-from typing import Any
+from .losses import suite
 
-from .grid import Case, loss_cases
-from .losses import bench_loss
-
-LOSS = "similarity_kl"
-
-
-def cases(grid: str) -> Iterable[Case]:
-    return loss_cases(grid, LOSS)
-
-
-def test_similarity_kl(benchmark: Any, case: Case, grid: str, rates: dict[str, float]) -> None:
-    bench_loss(benchmark, LOSS, case, grid, rates)
+cases, test_similarity_kl = suite("similarity_kl")

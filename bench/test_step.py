@@ -17,10 +17,11 @@ from dogo_fast.training.step import StepSettings, TrainingStep
 from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from .per_kernel import gpu_events
-from .rivals import DEVIATION, MEAN, AuthorsStep, torchvision_views
-from .timing import quartiles, seconds, synchronize, times_as_long
+from .rivals import DEVIATION, MEAN, authors_step
+from .timing import measure_rates, quartiles, seconds, synchronize
 
 SIZE = 32
+RATES = (1e-3, 1e-3)
 
 
 class StepCase(NamedTuple):
@@ -59,7 +60,7 @@ def build(name: str, images: torch.Tensor, N: int) -> TrainingStep:
 
 
 def time_phases(step: TrainingStep) -> dict[str, float]:
-    """Seconds of each part of an eager step, with a wait for the device after each."""
+    """The share of each part in the time of an eager step, with a wait for the device after each."""
     result: dict[str, float] = {}
     made: dict[str, Any] = {}
 
@@ -70,6 +71,10 @@ def time_phases(step: TrainingStep) -> dict[str, float]:
 
         result[name] = seconds(run)
 
+    def update() -> None:
+        for pair in zip(step.peers, step.optimisers, strict=True):
+            step._update(*pair)
+
     for optimiser in step.optimisers:
         optimiser.zero_grad(set_to_none=True)
     synchronize(step.device.type)
@@ -77,76 +82,52 @@ def time_phases(step: TrainingStep) -> dict[str, float]:
     timed("forward", lambda: step._forward(made["augmentation"]))
     timed("loss", lambda: step.objective(made["forward"]))
     timed("backward", lambda: made["loss"][0].backward())
-    timed("optimisers", lambda: [step._update(*pair) for pair in zip(step.peers, step.optimisers, strict=True)])
-    return result
+    timed("optimisers", update)
+    whole = sum(result.values())
+    return {name: taken / whole for name, taken in result.items()}
 
 
 def idle_share(run: Callable[[], None], rounds: int) -> float | None:
     """Share of the time from the first to the last kernel of some steps in which no kernel or copy ran; None where the
     profiler sees none."""
-    events = gpu_events(lambda: [run() for _ in range(rounds)])
-    if not events:
+    ran = gpu_events(lambda: [run() for _ in range(rounds)])
+    if not ran:
         return None
-    busy, end = 0.0, events[0].start
-    for _, start, stop in events:
+    busy, end = 0.0, ran[0].start
+    for _, start, stop in ran:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
-    return 1 - busy / (end - events[0].start)
+    return 1 - busy / (end - ran[0].start)
 
 
 def test_step(benchmark: Any, case: StepCase) -> None:
     device, name, N, rounds = case
-    where = torch.device(device)
     images = torch.randint(0, 256, (4 * N, 3, SIZE, SIZE), dtype=torch.uint8)
-    step = build(name, images.to(where), N)
-    rows = torch.randperm(4 * N, device=where)[:N]
+    step = build(name, images.to(device), N)
+    rows = torch.randperm(4 * N, device=device)[:N]
     batch = Batch(step.images, rows, rows, N)
-    theirs = AuthorsStep(
-        [build_peer(name, SIZE, 0, number).to(where).train() for number in (1, 2)],
-        torchvision_views(VIEW_RECIPES["cifar"], SIZE),
-        where,
-    )
-    times: dict[str, list[float]] = {"ours": [], "authors": []}
-    phases: list[dict[str, float]] = []
+    theirs = authors_step(name, SIZE, device)
     if device == "cuda":
-        times["eager"] = []
         assert step.capture(batch)
     graph = step.graph
 
-    def make_step() -> None:
-        step(batch, (1e-3, 1e-3))
+    def ours() -> None:
+        step(batch, RATES)
         synchronize(device)
 
-    def run() -> None:
-        step.graph = graph
-        times["ours"].append(seconds(make_step))
+    def authors() -> None:
+        theirs(images[:N])
+        synchronize(device)
 
-    def run_others() -> None:
-        times["authors"].append(seconds(lambda: (theirs(images[:N]), synchronize(device))))
+    def eager() -> None:
         step.graph = None
-        if device == "cuda":
-            times["eager"].append(seconds(make_step))
-        phases.append(time_phases(step))
-
-    for _ in range(2):
-        run_others()
-        run()
-    phases.clear()
-    for values in times.values():
-        values.clear()
-    benchmark.pedantic(run, setup=run_others, rounds=rounds, iterations=1)
-    whole = [sum(parts.values()) for parts in phases]
-    info: dict[str, Any] = {
-        "kind": "step",
-        **case._asdict(),
-        "per_second": {key: quartiles([N / value for value in values]) for key, values in times.items()},
-        "faster_than": times_as_long(times),
-        "phase_shares": {
-            key: quartiles([parts[key] / total for parts, total in zip(phases, whole, strict=True)])
-            for key in phases[0]
-        },
-    }
-    if device == "cuda":
+        ours()
         step.graph = graph
-        info["gpu_idle_share"] = idle_share(lambda: step(batch, (1e-3, 1e-3)), 20)
-    benchmark.extra_info.update(info)
+
+    others = {"authors": authors, **({"eager": eager} if device == "cuda" else {})}
+    info = measure_rates(benchmark, N, ours, others, rounds)
+    shares = [time_phases(step) for _ in range(rounds)]
+    info["phase_shares"] = {phase: quartiles([each[phase] for each in shares]) for phase in shares[0]}
+    if device == "cuda":
+        info["gpu_idle_share"] = idle_share(lambda: step(batch, RATES), 20)
+    benchmark.extra_info.update({"kind": "step", **case._asdict(), **info})

@@ -12,16 +12,20 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dogo_fast.measuring import captured, seconds_on_gpu
+
 Loss = Callable[..., Tensor]
 Inputs = list[Tensor]
+Times = dict[str, list[float]]
+"""Of phases or contenders, in every round."""
 
 PHASES = ("forward", "backward", "both")
 WARM_SECONDS = 0.2
@@ -40,7 +44,7 @@ class Contender:
     """Something that is timed: a loss of its inputs, and whether a CUDA graph may hold it.
 
     ``prepare``: makes the loss when its turn has come, as ``torch.compile`` must, for a shape of its own.
-    ``takes``: bytes it needs beside its inputs at the least, by N and bytes a number; on a CPU nothing else tells
+    ``takes``: bytes it needs beside its inputs at the least, by N, D and bytes a number; on a CPU nothing else tells
     beforehand that it would not fit.
     """
 
@@ -50,24 +54,15 @@ class Contender:
     takes: Callable[[int, int, int], float] = lambda N, D, itemsize: 0.0
 
 
-class Runner(Protocol):
-    captured: bool
-
-    def settle(self) -> None:
-        """What comes right before a round and is not timed."""
-
-    def round(self) -> dict[str, float]:
-        """Seconds of each phase."""
-
-
-def differentiate(value: Tensor, inputs: Inputs, retain_graph: bool = False) -> tuple[Tensor, ...]:
+def differentiate(value: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
     """Gradients of the inputs that want one."""
-    return torch.autograd.grad(value, [x for x in inputs if x.requires_grad], retain_graph=retain_graph)
+    return torch.autograd.grad(value, [x for x in inputs if x.requires_grad])
 
 
-def seconds(function: Callable[[], Any]) -> float:
+def seconds(*calls: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    function()
+    for call in calls:
+        call()
     return time.perf_counter() - start
 
 
@@ -78,6 +73,11 @@ def synchronize(device: str) -> None:
 
 def quartiles(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Quartiles of how much longer theirs take, round by round."""
+    return quartiles([other / own for other, own in zip(theirs, ours, strict=True)])
 
 
 class OnCPU:
@@ -96,11 +96,13 @@ class OnCPU:
         self.short = self.round()["both"] < SHORT_SECONDS
 
     def settle(self) -> None:
+        """What comes right before a round and is not timed."""
         if self.short:
             time.sleep(PAUSE_SECONDS)
             self.round()
 
     def round(self) -> dict[str, float]:
+        """Seconds of each phase."""
         start = time.perf_counter()
         value = self.loss(*self.inputs)
         middle = time.perf_counter()
@@ -124,68 +126,49 @@ class OnGPU:
     timed = ("forward", "both")
 
     def __init__(self, loss: Loss, sets: list[Inputs], longest: float, capture: bool) -> None:
-        self.loss, self.sets, self.captured = loss, sets, capture
+        def both(inputs: Inputs) -> None:
+            differentiate(loss(*inputs), inputs)
+
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            _warm(lambda: (self._both(sets[0]), stream.synchronize()), longest)
+            _warm(lambda: seconds(functools.partial(both, sets[0]), stream.synchronize), longest)
         torch.cuda.current_stream().wait_stream(stream)
         give_memory_back()  # the graphs' memory is apart from what was cached
+        self.calls: dict[str, list[Callable[[], Any]]] = {
+            "forward": [functools.partial(loss, *inputs) for inputs in sets],
+            "both": [functools.partial(both, inputs) for inputs in sets],
+        }
+        self.captured = capture
         if capture:
             try:
-                # a capture that fails can leave its stream behind as the current one
-                with torch.cuda.stream(torch.cuda.current_stream()):
-                    self.calls = self._capture()
+                pool = torch.cuda.graph_pool_handle()
+                self.calls = {phase: [captured(call, pool) for call in calls] for phase, calls in self.calls.items()}
             except Exception as error:  # whatever a library does that a graph cannot hold; or two pools are too much
                 self.captured = False
                 warnings.warn(f"not captured, timed in eager: {type(error).__name__}: {error}", stacklevel=2)
         if not self.captured:
             give_memory_back()
-            self.calls = self._calls()
         self.places = dict.fromkeys(self.timed, 0)
-        self.repeats = {phase: self._enough(phase) for phase in self.timed}
+        self.repeats = dict.fromkeys(self.timed, 1)
+        for phase in self.timed:
+            once = min(self._time(phase) for _ in range(3))
+            self.repeats[phase] = max(1, int(ROUND_SECONDS / max(once, 1e-7)))
 
     def settle(self) -> None:
         torch.cuda.synchronize()
 
-    def _both(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        return differentiate(self.loss(*inputs), inputs)
-
-    def _calls(self) -> dict[str, list[Callable[[], Any]]]:
-        return {
-            "forward": [functools.partial(self.loss, *inputs) for inputs in self.sets],
-            "both": [functools.partial(self._both, inputs) for inputs in self.sets],
-        }
-
-    def _capture(self) -> dict[str, list[Callable[[], Any]]]:
-        pool = torch.cuda.graph_pool_handle()
-
-        def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                call()
-            return graph.replay  # holds the graph
-
-        return {phase: [captured(call) for call in calls] for phase, calls in self._calls().items()}
-
-    def _enough(self, phase: str) -> int:
-        once = min(self._time(phase, 1) for _ in range(3))
-        return max(1, int(ROUND_SECONDS / max(once, 1e-7)))
-
-    def _time(self, phase: str, repeats: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        calls, place = self.calls[phase], self.places[phase]
+    def _time(self, phase: str) -> float:
+        calls, place, repeats = self.calls[phase], self.places[phase], self.repeats[phase]
         self.places[phase] = place + repeats
-        start.record()
-        for number in range(place, place + repeats):
-            calls[number % len(calls)]()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3 / repeats
+        return seconds_on_gpu(calls[each % len(calls)] for each in range(place, place + repeats)) / repeats
 
     def round(self) -> dict[str, float]:
-        forward, both = (self._time(phase, self.repeats[phase]) for phase in self.timed)
+        forward, both = map(self._time, self.timed)
         return {"forward": forward, "backward": max(both - forward, EVENT_SECONDS), "both": both}
+
+
+Runner = OnCPU | OnGPU
 
 
 def give_memory_back() -> None:
@@ -207,8 +190,7 @@ def _warm(call: Callable[[], Any], longest: float) -> None:
     call()
     start = time.perf_counter()
     while time.perf_counter() - start < WARM_SECONDS:
-        taken = seconds(call)
-        if taken > longest:
+        if (taken := seconds(call)) > longest:
             raise TooSlow(f"one pass takes {taken:.3g} s")
 
 
@@ -223,32 +205,18 @@ def input_sets(make: Callable[[], Inputs]) -> list[Inputs]:
     return sets
 
 
-def times_as_long(times: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Quartiles of the others' times over those of "ours", round by round."""
-    return {
-        name: quartiles([other / own for other, own in zip(values, times["ours"], strict=True)])
-        for name, values in times.items()
-        if name != "ours"
-    }
-
-
 @dataclass
 class Measured:
-    """``seconds[name][phase]``: one a round; ``beside[name]``: ours of the same rounds; ``missing[name]``: why it has
-    none."""
+    """``seconds[name][phase]``: one a round; ``faster_than[name][phase]``: quartiles of how much longer it takes than
+    ours in the same round; ``missing[name]``: why it has none."""
 
-    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    beside: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    seconds: dict[str, Times] = field(default_factory=dict)
+    faster_than: dict[str, Times] = field(default_factory=dict)
     captured: dict[str, bool] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     results: dict[str, list[Tensor]] = field(default_factory=dict)
     """The value and the gradients of each, of the first inputs."""
-
-    def ratios(self, name: str, phase: str) -> list[float]:
-        """Of the times of each round: how much longer ``name`` takes than ours."""
-        pairs = zip(self.seconds[name][phase], self.beside[name][phase], strict=True)
-        return [theirs / own for theirs, own in pairs]
 
 
 def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], Inputs], budget: float) -> Measured:
@@ -263,27 +231,25 @@ def measure(benchmark: Any, contenders: Sequence[Contender], make: Callable[[], 
     measured = Measured()
     sets = input_sets(make)
     (first,) = (contender for contender in contenders if contender.name == "ours")
+    others = [contender for contender in contenders if contender is not first]
     ours = _prepare(first, sets, float("inf"), measured)
-    others = [contender for contender in contenders if contender.name != "ours"]
-    groups = [[other] for other in others] or [[]] if sets[0][0].is_cuda else [others]
+    groups = [[other] for other in others] if sets[0][0].is_cuda else [others]
     all_ours: list[dict[str, float]] = []
     for group in groups:
-        runners = {
-            contender.name: runner
-            for contender in group
-            if (runner := _prepare_or_note(contender, sets, budget, measured)) is not None
-        }
-        if not runners and (all_ours or group is not groups[-1]):
+        found = {contender.name: _prepare_or_note(contender, sets, budget, measured) for contender in group}
+        runners = {name: runner for name, runner in found.items() if runner is not None}
+        if not runners and len(groups) > 1:
             continue  # nobody to be compared with
         times = _rounds(ours, runners, budget / len(groups))
         all_ours += times["ours"]
+        beside = _by_phase(times["ours"])
         for name in runners:
             measured.seconds[name] = _by_phase(times[name])
-            measured.beside[name] = _by_phase(times["ours"])
-        del runners
+            measured.faster_than[name] = {p: ratios(measured.seconds[name][p], beside[p]) for p in PHASES}
+        del found, runners
         if sets[0][0].is_cuda:
             give_memory_back()
-    measured.seconds["ours"] = _by_phase(all_ours)
+    measured.seconds["ours"] = _by_phase(all_ours or _rounds(ours, {}, budget)["ours"])
     benchmark.pedantic(ours.round, setup=ours.settle, rounds=FEWEST_ROUNDS, iterations=1)
     return measured
 
@@ -305,7 +271,7 @@ def _rounds(ours: Runner, others: dict[str, Runner], budget: float) -> dict[str,
     return times
 
 
-def _by_phase(times: list[dict[str, float]]) -> dict[str, list[float]]:
+def _by_phase(times: list[dict[str, float]]) -> Times:
     return {phase: [each[phase] for each in times] for phase in PHASES}
 
 
@@ -325,15 +291,12 @@ def _prepare_or_note(contender: Contender, sets: list[Inputs], budget: float, me
 
 
 def _too_large(contender: Contender, inputs: Inputs) -> str | None:
-    first = inputs[0]
-    if first.device.type != "cpu":
+    if inputs[0].device.type != "cpu":
         return None
-    N, D = first.shape
-    needed = contender.takes(N, D, first.itemsize)
-    available = _field("/proc/meminfo", "MemAvailable")
-    if needed < SHARE_OF_FREE * available:
+    N, D = inputs[0].shape
+    need, free = contender.takes(N, D, inputs[0].itemsize) / 2**30, _field("/proc/meminfo", "MemAvailable") / 2**30
+    if need < SHARE_OF_FREE * free:
         return None
-    need, free = needed / 2**30, available / 2**30
     return f"does not fit: needs about {need:.0f} GiB, more than {SHARE_OF_FREE} of the {free:.0f} that are free"
 
 
@@ -341,15 +304,13 @@ def _prepare(contender: Contender, sets: list[Inputs], longest: float, measured:
     """Warm up; note the value and gradients, and the memory a step takes: on a GPU before graphs take some for good."""
     loss = contender.prepare()
     inputs = sets[0]
-    gpu = inputs[0].is_cuda
-    runner: Runner | None = None if gpu else OnCPU(loss, sets, longest)
+    runner: Runner | None = None if inputs[0].is_cuda else OnCPU(loss, sets, longest)
     value = loss(*inputs)
     measured.results[contender.name] = [value.detach(), *differentiate(value, inputs)]
     del value
-    peak = _peak_on_gpu if gpu else _peak_on_cpu
+    peak = _peak_on_cpu if runner else _peak_on_gpu
     measured.memory[contender.name] = peak(lambda: differentiate(loss(*inputs), inputs))
-    if runner is None:
-        runner = OnGPU(loss, sets, longest, contender.capturable)
+    runner = runner or OnGPU(loss, sets, longest, contender.capturable)
     measured.captured[contender.name] = runner.captured
     return runner
 
@@ -377,3 +338,36 @@ def _field(path: str, name: str) -> int:
     """Bytes, of a line as "VmRSS:  1234 kB"."""
     line = next(line for line in Path(path).read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+def measure_rates(
+    benchmark: Any,
+    items: int,
+    ours: Callable[[], Any],
+    others: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    weights: Mapping[str, float] = {},
+    warm: int = 2,
+) -> dict[str, Any]:
+    """What a record has of rates: items a second, so many as a call of ours makes, and how much longer the others take,
+    each before ours in every round. ``weights``: by what an other's time counts."""
+    times: Times = {name: [] for name in ("ours", *others)}
+
+    def run() -> None:
+        times["ours"].append(seconds(ours))
+
+    def run_others() -> None:
+        for name, call in others.items():
+            times[name].append(seconds(call) * weights.get(name, 1.0))
+
+    for _ in range(warm):
+        run_others()
+        run()
+    for values in times.values():
+        values.clear()
+    benchmark.pedantic(run, setup=run_others, rounds=rounds, iterations=1)
+    return {
+        "per_second": {name: quartiles([items / each for each in values]) for name, values in times.items()},
+        "faster_than": {name: ratios(times[name], times["ours"]) for name in others},
+    }

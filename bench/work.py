@@ -1,4 +1,4 @@
-"""How much work the losses need, and how much the Triton kernels do.
+"""How much work the losses need, and the loops in which the Triton kernels do theirs.
 
 *Needed* is what no way of computing a loss exactly can do without, given that nothing of size N × N is kept: every
 cosine is multiplied once a pass (S = Sᵀ: half of each view's own square), its exponentials are taken once a pass and
@@ -6,8 +6,8 @@ temperature (where τ/T is a small integer, one could be a power of the other; t
 multiplies every weight with a row. Inputs are read once a pass, gradients are written once. The few
 numbers a row that a forward pass saves are left out.
 
-*Done* is what the kernels of dogo_fast.kernels run: whole squares, tiles padded to their size, and in the gradient of
-each peer the other peer's cosines too. Counted from the arguments of a launch, so that it holds for any shape.
+The kernels of dogo_fast.kernels do more: whole squares, tiles padded to their size, and in the gradient of each peer
+the other peer's cosines too. ``tile_loops`` has it, from the arguments of a launch, so that it holds for any shape.
 
 Floating-point operations are those of products: 2 for a multiply-add.
 """
@@ -20,22 +20,13 @@ LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
 PASSES = ("forward", "backward")
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """Floating-point operations, exponentials, and bytes that pass through the device's memory."""
 
     flop: int = 0
     exponentials: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.flop + other.flop,
-            self.exponentials + other.exponentials,
-            self.bytes_read + other.bytes_read,
-            self.bytes_written + other.bytes_written,
-        )
 
 
 @dataclass(frozen=True)
@@ -44,75 +35,59 @@ class Shape:
 
     Args:
         loss: "nt_xent" (one peer), "similarity_kl" or "dogo_loss" (two).
-        rows: N, or the queries of the similarity KL.
-        widths: columns of each peer's rows.
+        N: images, each a row of two views, or a query and a key of the similarity KL.
+        D: columns of every row.
         itemsize: bytes a number of the inputs and gradients.
-        keys: of the similarity KL; N by default.
         teacher_learns: whether the second peer of the similarity KL gets a gradient too.
 
     Raises:
-        ValueError: a loss that is none, a number of widths that does not fit it, or sizes below 1.
+        ValueError: a loss that is none, or sizes below 1.
     """
 
     loss: str
-    rows: int
-    widths: tuple[int, ...]
+    N: int
+    D: int
     itemsize: int = 4
-    keys: int | None = None
     teacher_learns: bool = False
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        peers = 1 if self.loss == "nt_xent" else 2
-        if len(self.widths) != peers:
-            raise ValueError(f"widths must have {peers} entries for {self.loss}, got {len(self.widths)}")
-        if min(self.rows, self.columns, self.itemsize, *self.widths) < 1:
-            raise ValueError(f"rows, keys, widths and itemsize must be at least 1, got {self}")
-        if self.keys is not None and self.loss != "similarity_kl":
-            raise ValueError(f"keys must be None for {self.loss}, got {self.keys}")
-
-    @property
-    def columns(self) -> int:
-        """Keys of a row."""
-        return self.rows if self.keys is None else self.keys
+        if min(self.N, self.D, self.itemsize) < 1:
+            raise ValueError(f"N, D and itemsize must be at least 1, got {self}")
 
 
 def needed(shape: Shape, passes: tuple[str, ...] = PASSES) -> Work:
     """The least work of a loss, see the head of this module.
 
     Of a peer of NT-Xent, with 2N rows: 2N² distinct cosines a pass (½N² within each view, N² across), so 4N²D; as many
-    exponentials; the gradient multiplies all (2N)² weights, 8N²D. Of the similarity KL, with R queries and C keys: RC
-    cosines of both peers a pass and as many exponentials each; the gradient multiplies RC weights for the queries and
-    again for the keys. The whole loss has both on the same cosines, and adds the weights before it multiplies them.
+    exponentials; the gradient multiplies all (2N)² weights, 8N²D. Of the similarity KL: N² cosines of both peers a pass
+    and as many exponentials each; the gradient multiplies N² weights for the queries and again for the keys. The whole
+    loss has both on the same cosines, and adds the weights before it multiplies them.
 
     Raises:
         ValueError: a pass that is none.
     """
     if unknown := set(passes) - set(PASSES):
         raise ValueError(f"passes must be of {', '.join(PASSES)}, got {', '.join(sorted(unknown))}")
-    total = Work()
-    for one in passes:
-        for peer in range(len(shape.widths)):
-            total += _needed_by_peer(shape, peer, one == "backward")
-    return total
+    peers = range(1 if shape.loss == "nt_xent" else 2)
+    parts = [_needed_by_peer(shape, peer, one == "backward") for one in passes for peer in peers]
+    return Work(*map(sum, zip(*parts, strict=True)))
 
 
 def _needed_by_peer(shape: Shape, peer: int, backward: bool) -> Work:
-    width, pairs = shape.widths[peer], shape.rows * shape.columns
+    pairs = shape.N**2
     cosines = pairs if shape.loss == "similarity_kl" else 2 * pairs
     exponentials = {"nt_xent": 2, "similarity_kl": 1, "dogo_loss": 3}[shape.loss] * pairs
-    flop, size = 2 * cosines * width, (shape.rows + shape.columns) * width * shape.itemsize
-    if not backward:
-        return Work(flop, exponentials, size)
-    if shape.loss == "similarity_kl" and peer == 1 and not shape.teacher_learns:
+    flop, size = 2 * cosines * shape.D, 2 * shape.N * shape.D * shape.itemsize
+    constant = shape.loss == "similarity_kl" and peer == 1 and not shape.teacher_learns
+    if constant or not backward:
         return Work(flop, exponentials, size)
     weights = (2 if shape.loss == "similarity_kl" else 4) * pairs
-    return Work(flop + 2 * weights * width, exponentials, size, size)
+    return Work(flop + 2 * weights * shape.D, exponentials, size, size)
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(NamedTuple):
     """The least time of some work on a machine: seconds by what may limit it, which of these does, and the total."""
 
     seconds: dict[str, float]
@@ -220,17 +195,3 @@ def _gradient_loops(values: Mapping[str, Any]) -> list[TileLoop]:
         products = (own, other, own) if values["KL"] else (own, own)
         out.append(TileLoop(f"other view, peer {peer + 1}", products, exponentials, cross))
     return out
-
-
-def done(kernel: str, values: Mapping[str, Any]) -> Work:
-    """FLOP and exponentials that a launch of a tiled kernel runs; its bytes are left at 0.
-
-    Raises:
-        ValueError: another kernel.
-    """
-    loops = tile_loops(kernel, values)
-    elements = values["BLOCK_M"] * values["BLOCK_N"]
-    total = Work()
-    for loop in loops:
-        total += Work(loop.tiles * 2 * elements * sum(loop.widths), loop.tiles * elements * loop.exponentials)
-    return total

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import json
 import math
@@ -25,17 +24,17 @@ from torch import Tensor
 import dogo_fast
 from dogo_fast.atomic import write_atomically
 from dogo_fast.bench import grid, records, tables, timing
-from dogo_fast.bench.reports import check, page, plots
+from dogo_fast.bench.records import Benchmark, Info, LossInfo, Phases, Quartiles, RatedInfo, Rates, Record, StepInfo
+from dogo_fast.bench.reports import check, page, plots, roofline
 from dogo_fast.cli import main
 from dogo_fast.commands import benchmark as command
 from dogo_fast.errors import UserError
 
-KERNELS = ("loss", "views")
 CASES = {loss: list(grid.loss_cases("full", loss)) for loss in ("dogo_loss", "nt_xent", "similarity_kl")}
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[records.Record, str]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, str]:
     """A record of the smallest grid, made by the command, and what it printed."""
     out = tmp_path_factory.mktemp("bench") / "benchmark-smoke.json"
     command = [sys.executable, "-m", "dogo_fast", "benchmark", "--grid", "smoke", "--out", str(out)]
@@ -45,51 +44,50 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[records.Record, str
     return records.load(out), done.stdout
 
 
-def test_the_suite_records_time_value_gradient_and_memory_together(smoke: tuple[records.Record, str]) -> None:
+def test_the_suite_records_time_value_gradient_and_memory_together(smoke: tuple[Record, str]) -> None:
     record, _ = smoke
-    assert {info["kind"] for info in record.infos} == {"loss", "views", "step", "pretraining"}
-    assert all(("kernels" in info) == (info["device"] == "cuda") for info in record.infos if info["kind"] in KERNELS)
-    for info in record.of("loss"):
-        names = set(info["seconds"])
+    assert {info.kind for info in record.of(Info)} == {"loss", "views", "step", "pretraining"}
+    for info in record.of(Info):
+        assert (info.kernels is not None) == (info.device == "cuda" and info.kind in ("loss", "views"))
+    for info in record.of(LossInfo):
+        names = set(info.seconds)
         assert {"ours", "dense"} <= names
-        assert names | set(info["missing"]) >= {"ours", *set(grid.WANTED["smoke"]) & {"dense", "authors"}}
+        assert names | set(info.missing) >= {"ours", *set(grid.WANTED["smoke"]) & {"dense", "authors"}}
         for name in names:
-            low, middle, high = info["seconds"][name]["both"]
+            low, middle, high = info.seconds[name].both
             assert 0 < low <= middle <= high
-            assert info["memory_bytes"][name] >= 0
-        assert info["roofline"]["percent"] == pytest.approx(
-            100 * info["roofline"]["bound_seconds"] / info["seconds"]["ours"]["both"][1]
-        )
+            assert info.memory_bytes[name] >= 0
+        assert min(tables.percents_of_bound(info)) > 0
 
 
-def test_all_contenders_compute_the_same_value_and_gradients(smoke: tuple[records.Record, str]) -> None:
-    for info in smoke[0].of("loss"):
-        limit = 1e-5 if info["dtype"] == "float32" else 3e-2
-        assert set(info["relative_error"]) == set(info["seconds"])
-        for name, errors in info["relative_error"].items():
-            assert max(errors) < limit, (info["loss"], name, errors)
+def test_all_contenders_compute_the_same_value_and_gradients(smoke: tuple[Record, str]) -> None:
+    for info in smoke[0].of(LossInfo):
+        limit = 1e-5 if info.dtype == "float32" else 3e-2
+        assert set(info.relative_error) == set(info.seconds)
+        for name, errors in info.relative_error.items():
+            assert max(errors) < limit, (info, name, errors)
 
 
-def test_what_the_machine_has_not_is_skipped_by_name(smoke: tuple[records.Record, str]) -> None:
+def test_what_the_machine_has_not_is_skipped_by_name(smoke: tuple[Record, str]) -> None:
     skipped = "the Triton kernels, cuda-N64-D128-bfloat16: no CUDA GPU" in smoke[1]
     assert skipped != torch.cuda.is_available()
 
 
-def test_a_record_is_shown_as_tables(smoke: tuple[records.Record, str]) -> None:
+def test_a_record_is_shown_as_tables(smoke: tuple[Record, str]) -> None:
     record, printed = smoke
-    info = next(record.of("loss", "dogo_loss"))
-    assert tables.spread(info["seconds"]["ours"]["both"], 1e3) in printed
+    info = record.of(LossInfo, loss="dogo_loss")[0]
+    assert tables.spread(info.seconds["ours"].both, 1e3) in printed
     assert {title for title, _ in tables.sections(record)} >= {*tables.TITLES.values(), "Views", "Training steps"}
     for _, lines in tables.sections(record):
         assert len({line.count("|") for line in lines}) == 1
 
 
-def test_a_record_becomes_a_page_and_pictures(smoke: tuple[records.Record, str], tmp_path: Path) -> None:
+def test_a_record_becomes_a_page_and_pictures(smoke: tuple[Record, str], tmp_path: Path) -> None:
     text = page.write_page([smoke[0]], tmp_path)
     for title, lines in tables.sections(smoke[0]):
         assert "\n".join([f"### {title}", "", *lines]) in text
     pictures = {path.name for path in tmp_path.iterdir()}
-    assert pictures == {f"{name}-smoke.svg" for name in ("time", "memory", "bound", "rates")}
+    assert pictures == {f"{name}-smoke.svg" for name in ("time", "memory")}
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     plots.draw_all(smoke[0], tmp_path)
     assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}, (
@@ -107,32 +105,30 @@ def test_the_check_names_a_plot_that_is_missing_superfluous_or_another(
     folder = tmp_path / "plots"
     shutil.copytree(page.PLOTS, folder)
     monkeypatch.setattr(page, "PLOTS", folder)
-    time_plot, rates_plot = folder / "time-cpu.svg", folder / "rates-cpu.svg"
+    time_plot, memory_plot = folder / "time-cpu.svg", folder / "memory-cpu.svg"
     intact = time_plot.read_bytes()
 
     def named() -> set[str]:
         assert page.main(["--check"]) == (1 if changed else 0)
         errors = capsys.readouterr().err
         assert not changed or (errors.startswith("not as the records make it: ") and errors.count("\n") == 1)
-        return {path.name for path in (time_plot, rates_plot, folder / "old.svg") if path.name in errors}
+        return {path.name for path in (time_plot, memory_plot, folder / "old.svg") if path.name in errors}
 
     changed = False
     assert named() == set()
     changed = True
     time_plot.unlink()
     assert named() == {"time-cpu.svg"}
-    time_plot.write_bytes(rates_plot.read_bytes())  # a whole picture, of other data
-    assert named() == {"time-cpu.svg"}
-    time_plot.write_bytes(intact.replace(b"#c1121f", b"#c1121e", 1))  # the right data, and changed by hand
+    time_plot.write_bytes(memory_plot.read_bytes())  # a whole picture, of other data
     assert named() == {"time-cpu.svg"}
     time_plot.write_bytes(intact)
     (folder / "old.svg").write_bytes(intact)
-    rates_plot.write_text("<svg/>")
-    assert named() == {"old.svg", "rates-cpu.svg"}
+    memory_plot.write_text("<svg/>")
+    assert named() == {"old.svg", "memory-cpu.svg"}
 
 
 def test_a_plot_of_another_matplotlib_is_told_from_one_of_other_numbers(
-    smoke: tuple[records.Record, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke: tuple[Record, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("ours", "theirs", "others"):
         (tmp_path / folder).mkdir()
@@ -142,14 +138,15 @@ def test_a_plot_of_another_matplotlib_is_told_from_one_of_other_numbers(
     names = sorted(path.name for path in (tmp_path / "ours").iterdir())
     assert all((tmp_path / "ours" / name).read_bytes() != (tmp_path / "theirs" / name).read_bytes() for name in names)
     assert page.stale_plots(tmp_path / "theirs", tmp_path / "ours") == []
-    infos = copy.deepcopy(smoke[0].infos)
-    for info in infos:
-        for measured in (info.get("seconds", {}).get("ours", {}).get("both"), info.get("per_second", {}).get("ours")):
-            if measured is not None:
-                measured[1] *= 1.001
-    plots.draw_all(dataclasses.replace(smoke[0], infos=infos), tmp_path / "others")
+    infos = smoke[0].of(Info)
+    slower = Phases(forward=ONES, backward=ONES, both=ONES)
+    changed = [
+        info.model_copy(update={"seconds": info.seconds | {"ours": slower}}) if isinstance(info, LossInfo) else info
+        for info in infos
+    ]
+    plots.draw_all(with_infos(smoke[0], changed), tmp_path / "others")
     stale = page.stale_plots(tmp_path / "others", tmp_path / "ours")
-    assert [path.name for path in stale] == ["rates-smoke.svg", "time-smoke.svg"]
+    assert [path.name for path in stale] == ["time-smoke.svg"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +186,7 @@ def inputs() -> list[torch.Tensor]:
 
 def measure(*others: timing.Contender, budget: float = 0.1) -> timing.Measured:
     ours = timing.Contender("ours", lambda: lambda x: x.sum())
-    return timing.measure(Pedantic(), [*others, ours], inputs, budget)
+    return timing.measure(Pedantic(), [ours, *others], inputs, budget)
 
 
 def test_a_step_s_memory_is_what_it_takes_above_its_inputs() -> None:
@@ -217,33 +214,44 @@ def test_what_does_not_fit_or_fails_or_takes_too_long_is_a_result() -> None:
 
 
 def test_ratios_are_of_the_times_of_a_round() -> None:
-    measured = timing.Measured({"dense": {"both": [3.0, 6.0, 16.0]}}, {"dense": {"both": [1.0, 2.0, 4.0]}})
-    assert measured.ratios("dense", "both") == [3.0, 3.0, 4.0]
+    """Quartiles of 3, 3 and 4."""
+    assert timing.ratios([3.0, 6.0, 16.0], [1.0, 2.0, 4.0]) == [3.0, 3.0, 3.5]
 
 
 # What counts as slower
 
 
-def run_with(smoke: tuple[records.Record, str], factor: float, path: Path = Path("run.json")) -> records.Record:
+ONES = Quartiles(1.0, 1.0, 1.0)
+
+
+def with_infos(record: Record, infos: Sequence[Info]) -> Record:
+    return record.model_copy(update={"benchmarks": [Benchmark.model_construct(extra_info=info) for info in infos]})
+
+
+def run_with(smoke: tuple[Record, str], factor: float, path: Path = Path("run.json")) -> Record:
     """The record as if ours took so many times as long."""
-    infos = copy.deepcopy(smoke[0].infos)
-    for info in infos:
-        for name, values in info["faster_than"].items():
-            if isinstance(values, dict):
-                info["faster_than"][name] = {phase: [x / factor for x in each] for phase, each in values.items()}
-            else:
-                info["faster_than"][name] = [x / factor for x in values]
-    return records.Record(path, smoke[0].machine, smoke[0].grid, smoke[0].commit, infos)
+
+    def slower(values: Any) -> Any:
+        if isinstance(values, Phases):
+            return Phases.model_construct(**{phase: slower(each) for phase, each in values})
+        return Quartiles(*(each / factor for each in values))
+
+    infos = [
+        info.model_copy(update={"faster_than": {name: slower(each) for name, each in info.faster_than.items()}})
+        for kind in (LossInfo, RatedInfo)
+        for info in smoke[0].of(kind)
+    ]
+    return with_infos(smoke[0], infos).model_copy(update={"path": path})
 
 
 FACTORS = (0.97, 0.99, 1.0, 1.01, 1.03)
 
 
-def noise_of(smoke: tuple[records.Record, str]) -> dict[str, Any]:
+def noise_of(smoke: tuple[Record, str]) -> check.Noise:
     return check.measure_noise([run_with(smoke, factor, Path(f"{factor}.json")) for factor in FACTORS])
 
 
-def test_a_slower_run_is_told_from_noise(smoke: tuple[records.Record, str]) -> None:
+def test_a_slower_run_is_told_from_noise(smoke: tuple[Record, str]) -> None:
     noise = noise_of(smoke)
     verdicts = {
         factor: {verdict for *_, verdict in check.compare(run_with(smoke, factor), noise)}
@@ -253,29 +261,34 @@ def test_a_slower_run_is_told_from_noise(smoke: tuple[records.Record, str]) -> N
 
 
 def test_the_band_is_four_standard_deviations_of_the_logarithms() -> None:
-    low, middle, high = check.bands({"a": [math.exp(x) for x in (0.9, 1.0, 1.1)]})["a"]
+    def bands(values: list[float]) -> tuple[float, float, float]:
+        return check.Noise.model_construct(ratios={"a": values}).bands()["a"]
+
+    low, middle, high = bands([math.exp(x) for x in (0.9, 1.0, 1.1)])
     assert (math.log(low), math.log(middle), math.log(high)) == pytest.approx((0.6, 1.0, 1.4))
-    low, _, high = check.bands({"a": [2.0, 2.0, 2.0]})["a"]
+    low, _, high = bands([2.0, 2.0, 2.0])
     assert (low, high) == pytest.approx((2 * math.exp(-0.08), 2 * math.exp(0.08)))
 
 
-def test_what_did_not_run_is_not_passed_over(smoke: tuple[records.Record, str]) -> None:
+def test_what_did_not_run_is_not_passed_over(smoke: tuple[Record, str]) -> None:
     noise = noise_of(smoke)
     record = run_with(smoke, 1.0)
-    record = records.Record(record.path, record.machine, record.grid, record.commit, record.infos[:1])
+    record = with_infos(record, record.of(Info)[:1])
     assert check.GONE in {verdict for *_, verdict in check.compare(record, noise)}
 
 
-def test_the_check_s_exit_codes(
-    smoke: tuple[records.Record, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_check_s_exit_codes(smoke: tuple[Record, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """0 the same, 1 slower, 2 nothing to compare with; through files, as make bench-check runs it."""
     content = json.loads(smoke[0].path.read_text())
 
     def write(name: str, factor: float, cpu: str | None = None, torch_version: str | None = None) -> str:
         changed = copy.deepcopy(content)
-        for case, info in zip(changed["benchmarks"], run_with(smoke, factor).infos, strict=True):
-            case["extra_info"] = info
+        for case in changed["benchmarks"]:
+            faster_than = case["extra_info"]["faster_than"]
+            for other, values in faster_than.items():
+                phases = values.items() if isinstance(values, dict) else ()
+                scaled = {phase: [each / factor for each in quartiles] for phase, quartiles in phases}
+                faster_than[other] = scaled or [each / factor for each in values]
         if cpu is not None:
             changed["machine_info"]["cpu"]["brand_raw"] = cpu
         if torch_version is not None:
@@ -373,7 +386,7 @@ def test_what_was_measured_before_a_kill_is_a_record(tmp_path: Path) -> None:
         process.kill()
     assert wait_until(lambda: not command_line(suite), seconds=10)
     record = records.load(incomplete)
-    assert record.infos[0]["loss"] == "dogo_loss" and len(record.infos) < 6
+    assert record.of(LossInfo)[0].loss == "dogo_loss" and len(record.of(Info)) < 6
     assert tables.sections(record) and not out.exists()
     kept = incomplete.read_bytes()
     (tmp_path / ".benchmark-incomplete.json.0.partial").touch()  # as a kill while it is written leaves
@@ -438,34 +451,43 @@ def test_every_suite_that_is_named_is_run(monkeypatch: pytest.MonkeyPatch) -> No
     assert [each.only for each in seen] == 2 * [("nt_xent", "augment")] and seen[1].grid == "full"
 
 
-def test_what_the_project_is_for_is_measured_first(smoke: tuple[records.Record, str]) -> None:
-    kinds = [info.get("loss", info["kind"]) for info in smoke[0].infos]
+def test_what_the_project_is_for_is_measured_first(smoke: tuple[Record, str]) -> None:
+    kinds = [getattr(info, "loss", info.kind) for info in smoke[0].of(Info)]
     assert kinds == ["dogo_loss", "step", "views", "pretraining", "nt_xent", "similarity_kl"]
 
 
-def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[records.Record, str]) -> None:
+def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[Record, str]) -> None:
     """A missed aim is as visible as one that was reached."""
-    (aim,) = [row for row in page._aims([smoke[0]]) if "25 µs" in row]
+    static = roofline.load_report(records.RESULTS / "roofline-sm_90.json")
+    (aim,) = [row for row in page.aims([], static) if "25 µs" in row]
     assert "unmeasured" in aim
-    report = json.loads((records.RESULTS / "roofline-sm_90.json").read_text())
-    case = {"loss": "dogo_loss", "dtype": "bfloat16", "D": 128, "N": 256, "variant": "static"}
-    tiled = [each for each in report["predictions"] if each["case"] == case and each["loops"]]
+    of_256 = [
+        each for each in static.predictions if (each.case.D, each.case.N, each.case.loss) == (128, 256, "dogo_loss")
+    ]
+    statistics, gradient = (each for each in of_256 if each.shares)
     # 256² pairs at 1.8 GHz, of which the busiest multiprocessor has a fourth of the keys of one of 8 row blocks (those
     # of view a have more work), or one of 16 row blocks of each view and peer
-    assert 1 / 32 < tiled[0]["busiest_overlapped"] < 1.2 / 32 and tiled[1]["busiest_overlapped"] == 1 / 64
-    least = sum(256**2 / 1.8e3 * each["clocks_overlapped"] * each["busiest_overlapped"] for each in tiled)
-    assert f"{least:.3g} to" in aim and "limited by shared memory" in aim
-    (loss,) = [info for info in smoke[0].of("loss", "dogo_loss", "cpu")][:1]
-    info = loss | {"device": "cuda", "N": 4096, "D": 128, "dtype": "bfloat16", "captured": {"ours": False}}
-    info["seconds"] = {"ours": {phase: [1e-3, 2e-3, 3e-3] for phase in ("forward", "backward", "both")}}
-    info |= {"faster_than": {"dense": {"both": [1.0, 7.5, 8.0]}}, "missing": {"compile": "out of memory"}}
-    info |= {"memory_bytes": {"ours": 3 * 2**20}, "roofline": {"rates": {"gemm": 1e15, "exp2": 1e12}}}
-    (step,) = [info for info in smoke[0].of("step")][:1]
-    step = step | {"device": "cuda", "backbone": "resnet18", "gpu_idle_share": 0.04}
-    machine = smoke[0].machine | {"gpu": {"name": "Made-up GPU"}}
-    info["missing"]["compile"] += ": 1 | 2"
-    record = records.Record(smoke[0].path, machine, "short", smoke[0].commit, (info, step))
-    text = "\n".join(page._aims([record]))
+    assert 1 / 32 < (statistics.busiest_overlapped or 0) < 1.2 / 32 and gradient.busiest_overlapped == 1 / 64
+    clocks = [(each.clocks_overlapped or 0) * (each.busiest_overlapped or 0) for each in (statistics, gradient)]
+    assert f"{256**2 / 1.8e3 * sum(clocks):.3g} to" in aim and "limited by shared memory" in aim
+    loss = smoke[0].of(LossInfo, loss="dogo_loss")[0]
+    took = Quartiles(1e-3, 2e-3, 3e-3)
+    both = {"forward": ONES, "backward": ONES, "both": Quartiles(1.0, 7.5, 8.0)}
+    loss = loss.model_copy(
+        update={
+            **{"device": "cuda", "N": 4096, "D": 128, "dtype": "bfloat16", "captured": {"ours": False}},
+            "seconds": {"ours": Phases(forward=took, backward=took, both=took)},
+            "faster_than": {"dense": Phases(**both)},
+            "missing": {"compile": "out of memory: 1 | 2"},
+            "memory_bytes": {"ours": 3 * 2**20},
+            "rates": Rates(gemm=1e15, exp2=1e12, copy=1e15),
+        }
+    )
+    step = smoke[0].of(StepInfo)[0]
+    step = step.model_copy(update={"device": "cuda", "backbone": "resnet18", "gpu_idle_share": 0.04})
+    gpu = records.GPU(name="Made-up GPU")
+    machine = smoke[0].machine.model_copy(update={"gpu": gpu})
+    text = "\n".join(page.aims([with_infos(smoke[0], [loss, step]).model_copy(update={"machine": machine})], static))
     # exponentials: 2 passes of 2 peers' 3 N² at 10¹² a second, 0.2 ms of 2
     assert "2,000 µs in eager, 7.5 × dense, compile: out of memory: 1 / 2, 10 % of the bound, 3 MiB" in text
     assert "images/s, GPU idle 4.0 %, views" in text and text.count("not in this record") == 3

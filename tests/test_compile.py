@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ COLUMNS = re.compile(
 Asked = list[tuple[str, tuple[Any, ...]]]
 """Targets, each with a case."""
 
-ALL: Asked = [(target, case) for target in compile_report.TARGETS for case in compile_report.cases(full=False)]
+ALL: Asked = [(target, astuple(case)) for case in compile_report.cases(full=False) for target in compile_report.TARGETS]
 QUICK: Asked = [
     ("sm_80", ("dogo_loss", "float32", 128, 256, "static")),
     *(("sm_90", ("dogo_loss", "bfloat16", 128, N, "static")) for N in (256, 4096)),
@@ -42,12 +43,12 @@ minute on two cores, and ALL four."""
 COMPILE_QUICK = """
 import json, sys
 from concurrent.futures import ProcessPoolExecutor
-from dogo_fast.bench.reports.compile_report import cases, compile_case
-named = {tuple(case): case for case in cases(full=False)}
+from dogo_fast.bench.reports.compile_report import compile_case, line
+from dogo_fast.ops.compiling import KernelCase
 with ProcessPoolExecutor() as pool:
-    jobs = [pool.submit(compile_case, named[tuple(case)], (target,)) for target, case in json.loads(sys.argv[1])]
+    jobs = [pool.submit(compile_case, KernelCase(*case), (target,)) for target, case in json.loads(sys.argv[1])]
     for job in jobs:
-        print(*job.result(), sep="\\n")
+        print(*map(line, job.result()), sep="\\n")
 """
 
 
@@ -59,6 +60,7 @@ def asked(request: pytest.FixtureRequest) -> Asked:
 @pytest.fixture(scope="module")
 def rows(asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """The report that ``make compile-report`` prints, as rows; in the quick form its lines for what is asked."""
+    assert set(asked) <= set(ALL)
     path: Path = tmp_path_factory.mktemp("report") / "report.txt"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     whole = ["-m", "dogo_fast.bench.reports.compile_report", "--out", str(path)]

@@ -318,7 +318,7 @@ def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
         outputs = core.forward(library.DOGO_LOSS, *inputs, *settings)
         core.backward(library.DOGO_LOSS, outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
     assert allocations.bytes < 8 * given
-    case = compiling.Case("dogo_loss", str(dtype).removeprefix("torch."), 128, 8192, "static")
+    case = compiling.KernelCase("dogo_loss", str(dtype).removeprefix("torch."), 128, 8192, "static")
     listened = compiling.buffer_bytes(compiling.launches(case, "sm_90", multiprocessors=4))
     assert listened == pytest.approx(allocations.bytes, abs=256)  # values and upstream gradients: some numbers
     assert allocations.largest < 8192 * 8192

@@ -1,31 +1,36 @@
 """The static roofline: from counts to clocks by hand, and of kernels that are really compiled for sm_90."""
 
-import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sass import sass
 
 from dogo_fast.bench.reports import roofline
 from dogo_fast.bench.reports.machine_code import Counts, loops, parse
-from dogo_fast.bench.reports.roofline import ARCHITECTURES, Prediction, Tiles, pipe_clocks, predict_loop, programs_held
+from dogo_fast.bench.reports.roofline import Prediction
+from dogo_fast.bench.reports.tile_clocks import (
+    ARCHITECTURES,
+    PIPES,
+    LoopPrediction,
+    Tiles,
+    pipe_clocks,
+    predict_loop,
+)
 from dogo_fast.bench.work import TileLoop
-from dogo_fast.ops.compiling import Case
+from dogo_fast.ops.compiling import KernelCase
 
 RECORDED = Path(__file__).parents[1] / "bench" / "results"
 SM_90 = ARCHITECTURES["sm_90"]
 
 COMPILE = """
-import json, sys
-from dogo_fast.ops.compiling import Case
-from dogo_fast.bench.reports.roofline import as_json, predict_case
-cases = [Case(loss, "bfloat16", 128, 4096, "static") for loss in ("dogo_loss", "nt_xent")]
-print(json.dumps([as_json(each) for case in cases for each in predict_case(case, "sm_90")[0]]))
+from dogo_fast.ops.compiling import KernelCase
+from dogo_fast.bench.reports.roofline import Report, predict_case
+cases = [KernelCase(loss, "bfloat16", 128, 4096, "static") for loss in ("dogo_loss", "nt_xent")]
+print(Report(predictions=[each for case in cases for each in predict_case(case, "sm_90")[0]]).model_dump_json())
 """
 
 
@@ -36,12 +41,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[tuple[str, str], dict[str, Any]]:
+def compiled() -> dict[tuple[str, str], Prediction]:
     """Predictions of the tiled kernels by loss and kernel."""
     done = run("-c", COMPILE)
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {(each["case"]["loss"], each["kernel"]): each for each in found}
+    found = roofline.Report.model_validate_json(done.stdout.splitlines()[-1])
+    return {(each.case.loss, each.kernel): each for each in found.predictions}
 
 
 # loss, kernel: FLOP and exponentials an element of each of its loops, how many there are, clocks of the needed work for
@@ -55,48 +60,43 @@ TRUTH = {
 
 
 @pytest.mark.parametrize(("loss", "kernel"), TRUTH)
-def test_compiled_loops_have_the_work_of_their_tiles(compiled: dict[Any, Any], loss: str, kernel: str) -> None:
+def test_compiled_loops_have_the_work_of_their_tiles(
+    compiled: dict[tuple[str, str], Prediction], loss: str, kernel: str
+) -> None:
     """Nothing spilled, every product accounted for, one exponential an element of NT-Xent, two of the KL's peers."""
     found, (loop_kinds, least) = compiled[loss, kernel], TRUTH[loss, kernel]
-    assert found["unmatched"] == [] and found["stack"] == 0
-    counted = Counter((loop["per_element"]["flop"], loop["per_element"]["exp2"]) for loop in found["loops"])
+    assert found.unmatched == [] and found.stack == 0
+    counted = Counter((loop.per_element["flop"], loop.per_element["exp2"]) for loop in found.loops)
     assert counted == loop_kinds
-    for loop in found["loops"]:
-        assert loop["spill_instructions"] == 0 and loop["tiles_an_iteration"] == 1
+    for loop in found.loops:
+        assert loop.tiles_an_iteration == 1
         # a tile of 128 × 64: what its FLOP and exponentials take at the least
-        assert loop["clocks"]["tensor"] == pytest.approx(128 * 64 * loop["per_element"]["flop"] / 4096)
-        assert loop["clocks"]["special"] == pytest.approx(128 * 64 * loop["per_element"]["exp2"] / 16)
-        assert max(loop["clocks"].values()) <= loop["in_turns"] * (1 + 1e-12)
-        assert loop["clocks"]["issue"] == pytest.approx(128 * 64 * loop["per_element"]["issued"] / 128)
-    assert found["clocks_needed"] == pytest.approx(least)
-    assert found["share_overlapped"] == pytest.approx(least / found["clocks_overlapped"])
-    assert 0 < found["share_in_turns"] <= found["share_overlapped"] < 1
+        assert loop.clocks["tensor"] == pytest.approx(128 * 64 * loop.per_element["flop"] / 4096)
+        assert loop.clocks["special"] == pytest.approx(128 * 64 * loop.per_element["exp2"] / 16)
+        assert max(loop.clocks.values()) <= loop.in_turns * (1 + 1e-12)
+        assert loop.clocks["issue"] == pytest.approx(128 * 64 * loop.per_element["issued"] / 128)
+    assert found.clocks_needed == pytest.approx(least)
+    overlapped, in_turns = found.shares
+    assert overlapped == pytest.approx(least / found.clocks_overlapped) and 0 < in_turns <= overlapped < 1
 
 
-def test_compiled_kernels_take_the_clocks_of_their_tiles(compiled: dict[Any, Any]) -> None:
+def test_compiled_kernels_take_the_clocks_of_their_tiles(compiled: dict[tuple[str, str], Prediction]) -> None:
     """N = 4096: each of NT-Xent's four squares of pairs (or eight, of two peers) once, at its loops' mean."""
     found = compiled["nt_xent", "gradient_kernel"]
-    tile = [max(loop["clocks"].values()) for loop in found["loops"]]
-    assert found["clocks_overlapped"] == pytest.approx(4 * sum(tile) / len(tile) / (128 * 64))
+    tile = [max(loop.clocks.values()) for loop in found.loops]
+    assert found.clocks_overlapped == pytest.approx(4 * sum(tile) / len(tile) / (128 * 64))
     found = compiled["dogo_loss", "statistics_kernel"]
     by_exponentials: dict[float, list[float]] = {1.0: [], 4.0: []}
-    for loop in found["loops"]:
-        by_exponentials[loop["per_element"]["exp2"]].append(max(loop["clocks"].values()))
+    for loop in found.loops:
+        by_exponentials[loop.per_element["exp2"]].append(max(loop.clocks.values()))
     mean = {key: sum(values) / len(values) for key, values in by_exponentials.items()}
-    assert found["clocks_overlapped"] == pytest.approx((6 * mean[1.0] + mean[4.0]) / (128 * 64))
-
-
-def test_other_kernels_have_no_clocks(compiled: dict[Any, Any]) -> None:
-    normalize, finalize = (compiled["dogo_loss", f"{name}_kernel"] for name in ("normalize", "finalize"))
-    # four views read and written in two bytes a number, and an inverse norm of each row
-    assert normalize["bytes_moved"] == 4 * 4096 * (128 * 2 + 128 * 2 + 4) and normalize["limiter"] == "memory"
-    assert finalize["limiter"] == "latency" and finalize["clocks_overlapped"] is None
+    assert found.clocks_overlapped == pytest.approx((6 * mean[1.0] + mean[4.0]) / (128 * 64))
 
 
 def test_clocks_of_each_pipe_by_hand() -> None:
     counts = Counts(
         Counter({"exp2": 3, "special": 1, "conversion": 2, "multiply": 2, "integer": 5, "packing": 1, "shuffle": 2}),
-        Counter({"BF16": 4096, "TF32": 1024}), fp32=10, shared_bytes=9999, bank_bytes=1024,
+        Counter({"BF16": 4096, "TF32": 1024}), fp32=10, bank_bytes=1024,
     )  # fmt: skip
     assert pipe_clocks(counts, 8, SM_90) == {
         "tensor": 8 * 4096 / 4096 + 8 * 1024 / 2048,
@@ -110,24 +110,17 @@ def test_clocks_of_each_pipe_by_hand() -> None:
     assert pipe_clocks(counts, 8, SM_90)["fp32"] == 256 * 40 / 64  # at the integers' rate
 
 
-@pytest.mark.parametrize(
-    ("registers", "shared", "warps", "held"),
-    [(255, 131840, 8, 1), (128, 8192, 8, 2), (64, 100 * 1024, 4, 2), (32, 0, 1, 32), (32, 32, 8, 8), (40, 64, 4, 12)],
-)
-def test_programs_that_a_multiprocessor_holds(registers: int, shared: int, warps: int, held: int) -> None:
-    assert programs_held(registers, shared, warps, SM_90) == held
-
-
 def test_architectures_have_the_published_rates() -> None:
-    """Dense bf16 of an H100 SXM (989.4 TFLOP/s at 1.83 GHz), an A100 (312) and a B200 (2250); fp32 of the first two."""
+    """Dense bf16 of an H100 SXM (989.4 TFLOP/s at 1.83 GHz) and an A100 (312), and their fp32."""
     published = [
         ("sm_90", "BF16", 132, 1.83e9, 989.4e12), ("sm_80", "BF16", 108, 1.41e9, 312e12),
-        ("sm_100", "BF16", 148, 1.85e9, 2250e12), ("sm_90", "F32", 132, 1.98e9, 66.9e12),
+        ("sm_90", "F32", 132, 1.98e9, 66.9e12),
         ("sm_80", "F32", 108, 1.41e9, 19.5e12),
     ]  # fmt: skip
     for name, dtype, multiprocessors, clock, flop in published:
-        rates = ARCHITECTURES[name].rates(dtype, multiprocessors, clock)
-        assert rates["gemm"] == pytest.approx(flop, rel=5e-3) and rates["exp2"] == 16 * multiprocessors * clock
+        architecture = ARCHITECTURES[name]
+        assert architecture.product_rate(dtype) * multiprocessors * clock == pytest.approx(flop, rel=5e-3)
+        assert architecture.special_lanes == 16
 
 
 # Loops matched by hand: tiles of 64 × 16, one warp a 16th of it; a HMMA has 4096 FLOP, so a tile of 32 columns 16
@@ -136,9 +129,9 @@ HMMA = "HMMA.16816.F32.BF16 R0, R1, R2, R3"
 EXP = "MUFU.EX2 R0, R0"
 
 
-def predicted(kinds: list[TileLoop], *lines: str, dtype: str = "bfloat16") -> roofline.LoopPrediction | None:
+def predicted(kinds: list[TileLoop], *lines: str) -> LoopPrediction | None:
     outer = loops(parse(sass(*lines)))[0]
-    return predict_loop(outer, Tiles(64, 16, 4, kinds), SM_90, dtype)
+    return predict_loop(outer, Tiles(64, 16, 4, kinds), SM_90)
 
 
 def test_an_unrolled_loop_has_several_tiles_an_iteration() -> None:
@@ -186,46 +179,35 @@ def test_products_on_ordinary_lanes() -> None:
     kinds = [TileLoop("full precision", (32,), 1, 9)]
     lines = ["NOP", "outer: NOP", *["FFMA R0, R1, R2, R0"] * 136, "inner: FFMA R0, R1, R2, R0",
              *["FFMA R0, R1, R2, R0"] * 63, "@P1 BRA {inner}", *[EXP] * 8, "@P0 BRA {outer}", "EXIT"]  # fmt: skip
-    found = predicted(kinds, *lines, dtype="float32")
+    found = predicted(kinds, *lines)
     assert found is not None and found.per_element["fp32"] * 8 == 136 + 2 * 64 and found.clocks["tensor"] == 0
 
 
 def test_products_on_both() -> None:
     """As the gradient beside float16 rows: cosines on the tensor cores, the other half on ordinary lanes."""
     lines = ["NOP", "top: NOP", *[HMMA] * 4, *["FFMA R0, R1, R2, R0"] * 264, *[EXP] * 8, "@P0 BRA {top}", "EXIT"]
-    found = predicted([TileLoop("both", (32, 32), 1, 9)], *lines, dtype="float16")
+    found = predicted([TileLoop("both", (32, 32), 1, 9)], *lines)
     assert found is not None and found.per_element["flop"] == 64 + 2 * 264 / 8
     assert predicted([TileLoop("one", (32,), 1, 9)], *lines) is not None  # FFMA are not counted to whole products
     assert predicted([TileLoop("three", (32, 32, 32), 1, 9)], *lines) is None
 
 
-def test_products_that_do_not_say_their_shape() -> None:
-    """As on sm_100: the loop is matched by its exponentials, and its tile has the FLOP it should."""
-    kinds = [TileLoop("one", (32,), 1, 9), TileLoop("four", (32, 32), 4, 9)]
-    found = predicted(kinds, "NOP", "top: UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8]", *[EXP] * 32, "@P0 BRA {top}",
-                      "EXIT")  # fmt: skip
-    assert found is not None and found.name == "four" and found.per_element["flop"] == 128
-    assert found.clocks["tensor"] == 64 * 16 * 128 / 4096
-
-
-def test_seconds_are_those_of_the_busiest_multiprocessor(compiled: dict[Any, Any]) -> None:
+def test_seconds_are_those_of_the_busiest_multiprocessor(compiled: dict[tuple[str, str], Prediction]) -> None:
     """Of 132; N = 4096 in tiles of 128 rows: 64 row blocks, in 4 parts of the keys or for each of 2 peers. Row blocks
     of view a have two tiles of NT-Xent and one of both peers, those of view b four of NT-Xent."""
     statistics, gradient = (compiled["dogo_loss", f"{name}_kernel"] for name in ("statistics", "gradient"))
-    assert (statistics["programs"], gradient["programs"]) == (256, 128)
-    assert gradient["busiest_overlapped"] == gradient["busiest_in_turns"] == 1 / 128
+    assert (statistics.programs, gradient.programs) == (256, 128)
+    assert gradient.busiest_overlapped == gradient.busiest_in_turns == 1 / 128
     clocks: dict[float, list[float]] = {1.0: [], 4.0: []}
-    for loop in statistics["loops"]:
-        clocks[loop["per_element"]["exp2"]].append(max(loop["clocks"].values()))
+    for loop in statistics.loops:
+        clocks[loop.per_element["exp2"]].append(max(loop.clocks.values()))
     one, joint = (sum(values) / len(values) for values in clocks.values())
     a, b = 2 * one + joint, 4 * one
     assert a > b  # 128 of each, 32 of a and 32 of b in turn: the fifth 32 begin with four of a, where two of a meet
-    assert statistics["busiest_overlapped"] == pytest.approx(2 * a / (128 * (a + b)))
-    found = roofline.seconds(gradient, 2e9)
-    assert found == pytest.approx(
-        [4096**2 * gradient[f"clocks_{name}"] / 128 / 2e9 for name in ("overlapped", "in_turns")]
-    )
-    assert roofline.seconds(compiled["dogo_loss", "finalize_kernel"], 2e9) is None
+    assert statistics.busiest_overlapped == pytest.approx(2 * a / (128 * (a + b)))
+    assert gradient.clocks_overlapped is not None and gradient.clocks_in_turns is not None
+    expected = [4096**2 * clocks / 128 / 2e9 for clocks in (gradient.clocks_overlapped, gradient.clocks_in_turns)]
+    assert gradient.seconds(2e9) == pytest.approx(expected)
 
 
 def test_programs_go_to_the_multiprocessor_that_is_free_first() -> None:
@@ -239,8 +221,8 @@ def test_programs_go_to_the_multiprocessor_that_is_free_first() -> None:
 
 
 def test_a_target_without_throughputs_is_refused() -> None:
-    with pytest.raises(ValueError, match="target must be one of sm_80, sm_90, sm_100, got gfx942"):
-        roofline.predict(None, "gfx942", Case("dogo_loss", "bfloat16", 128, 4096, "static"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="target must be one of sm_80, sm_90, got gfx942"):
+        roofline.predict(None, "gfx942", KernelCase("dogo_loss", "bfloat16", 128, 4096, "static"))  # type: ignore[arg-type]
 
 
 def test_the_interpreter_is_refused_in_one_line() -> None:
@@ -250,41 +232,55 @@ def test_the_interpreter_is_refused_in_one_line() -> None:
     )
 
 
-def test_lines_of_the_report() -> None:
-    case = Case("dogo_loss", "bfloat16", 128, 4096, "static")
-    loop = roofline.LoopPrediction(
-        "own view", 0x40, 1, dict.fromkeys(roofline.PIPES, 8.192) | {"tensor": 819.2}, 1638.4,
-        dict.fromkeys(("flop", "exp2", "fp32", "integer", "packing", "uniform", "issued", "shared_bytes",
-                       "global_bytes"), 1.0), 3,
-    )  # fmt: skip
-    kernel = Prediction(
-        "sm_90", case, "gradient_kernel", "128x64", 8, 255, 0, 1024, 128, 1, 7000, [loop], "tensor", 0.75, "tensor",
-        1.5, 3.0,
-    )  # fmt: skip
-    head, under = roofline.lines(kernel)
-    assert head.split()[-11:] == ["1", "128", "750.0", "1500.0", "3000.0", "50", "25", "tensor", "(the", "bound:",
-                                  "tensor)"]  # fmt: skip
-    assert "tensor 100, special 1," in under and under.endswith("limiter tensor; spill 3")
-    assert len(head.split("  tensor")[0]) == len(roofline.HEADER.split("  limiter")[0])
-    assert roofline.whole_loss([kernel, kernel]) == (
-        "       both kernels: bound 1500, overlapped 3000 (50 %), in turns 6000 (25 %)"
+def test_tables_of_the_report() -> None:
+    loop = LoopPrediction(
+        name="own view",
+        tiles_an_iteration=1,
+        clocks=dict.fromkeys(PIPES, 8.192) | {"tensor": 819.2},
+        in_turns=1638.4,
+        per_element=dict.fromkeys(roofline.COUNTED, 1.5),
     )
-    kernel.clocks_overlapped, kernel.unmatched = None, ["0x40"]
-    assert roofline.lines(kernel)[0].endswith("not matched: 0x40") and roofline.whole_loss([kernel]) is None
+    found = Prediction(
+        target="sm_90",
+        case=KernelCase("dogo_loss", "bfloat16", 128, 4096, "static"),
+        kernel="gradient_kernel",
+        tile="128x64",
+        warps=8,
+        registers=255,
+        stack=16,
+        programs=128,
+        loops=[loop],
+        limiter="tensor",
+        clocks_needed=0.75,
+        clocks_overlapped=1.5,
+        clocks_in_turns=3.0,
+    )
+
+    def cells(line: str) -> list[str]:
+        return [cell.strip() for cell in line.split("|")[1:-1]]
+
+    title, _, _, _, kernel, _, _, _, tile, _ = roofline.text_of([found])
+    assert title == "sm_90: dogo_loss, static, bfloat16, D = 128, N = 4096"
+    clocks = ["750.0", "1500.0", "3000.0", "25 to 50"]
+    assert cells(kernel) == ["gradient", "128x64, 8 warps", "255", "16", "128", *clocks, "tensor"]
+    assert cells(tile) == ["gradient: own view", *["1.50"] * len(roofline.COUNTED), "100", *["1"] * 5]
+    found.clocks_overlapped, found.unmatched, found.loops = None, ["0x40"], []
+    title, _, _, _, kernel, _ = roofline.text_of([found])
+    assert cells(kernel)[-2:] == ["–", "tensor, not matched: 0x40"] and cells(kernel)[6] == "–"
 
 
 def test_the_recorded_report_is_whole() -> None:
     """Every kernel of every case, all loops matched, the text beside it of the same run."""
-    recorded = json.loads((RECORDED / "roofline-sm_90.json").read_text())
+    recorded = roofline.load_report(RECORDED / "roofline-sm_90.json")
     text = (RECORDED / "roofline-sm_90.txt").read_text()
-    assert set(recorded["versions"]) == {"torch", "triton", "python", "commit"}
-    assert f"commit {recorded['versions']['commit']}" in text and "+" not in recorded["versions"]["commit"]
-    cases = {tuple(each["case"].values()) for each in recorded["predictions"]}
-    assert cases == {tuple(case) for case in roofline.cases(full=False)}
-    losses = [each["case"] for each in recorded["buffers"]]
-    assert losses == [each["case"] for each in recorded["predictions"] if each["kernel"] == "finalize_kernel"]
-    assert all(each["bytes"] > 0 for each in recorded["buffers"])
-    for each in recorded["predictions"]:
-        assert each["unmatched"] == [], each["case"]
-        if each["kernel"] in ("statistics_kernel", "gradient_kernel"):
-            assert 0 < each["share_in_turns"] <= each["share_overlapped"] <= 1
+    assert set(recorded.versions) == {"torch", "triton", "python", "commit"}
+    assert f"commit {recorded.versions['commit']}" in text and "+" not in str(recorded.versions["commit"])
+    assert {each.case for each in recorded.predictions} >= set(roofline.cases())
+    losses = [each.case for each in recorded.buffers]
+    assert losses == [each.case for each in recorded.predictions if each.kernel == "finalize_kernel"]
+    assert all(each.bytes > 0 for each in recorded.buffers)
+    for each in recorded.predictions:
+        assert each.unmatched == [], each.case
+        if each.kernel in ("statistics_kernel", "gradient_kernel"):
+            overlapped, in_turns = each.shares
+            assert 0 < in_turns <= overlapped <= 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dogo_fast.bench import fields, records, tables
+from dogo_fast.bench import records, tables
 
 KERNEL = {
     "kernel": "gradient_kernel",
@@ -17,14 +17,11 @@ KERNEL = {
     "warps": 4,
     "programs": 64,
     "seconds": [1e-5, 2e-5, 3e-5],
-    "run": {"flop": 10, "exponentials": 20, "bytes": 30},
-    "needed": {"flop": 1, "exponentials": 2, "bytes": 3},
-    "bound_seconds": 1e-5,
-    "limiter": "products",
-    "percent": 50.0,
+    "bound": {"products": 1e-5, "exponentials": 5e-6, "memory": 1e-7},
 }
 CASE = {"loss": "dogo_loss", "dtype": "bfloat16", "D": 128, "N": 256, "variant": "static"}
 RATES = {"gemm": 5e14, "exp2": 4e12, "copy": 4e12}
+KINDS = ("loss", "views", "step", "pretraining")
 
 
 @pytest.fixture
@@ -32,9 +29,9 @@ def content() -> dict[str, Any]:
     """The recorded run of a CPU with one benchmark of a kind, as if it were a GPU's, with kernels."""
     run = json.loads((records.RESULTS / "benchmark-cpu.json").read_text())
     by_kind = {each["extra_info"]["kind"]: each for each in reversed(run["benchmarks"])}
-    assert set(by_kind) == set(fields.KINDS)
+    assert set(by_kind) == set(KINDS)
     run["benchmarks"] = [{"extra_info": each["extra_info"]} for each in by_kind.values()]
-    run["machine_info"]["gpu"] = {"name": "Made-up GPU", "driver": "1", "cuda": "13.0", "architecture": "sm_90"}
+    run["machine_info"]["gpu"] = {"name": "Made-up GPU", "driver": "1", "cuda": "13.0"}
     for info in (each["extra_info"] for each in run["benchmarks"]):
         info["device"] = "cuda"
     by_kind["loss"]["extra_info"]["kernels"] = {
@@ -76,7 +73,7 @@ def test_a_whole_record_is_shown(content: dict[str, Any], tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("kind", "path", "value", "where", "words"),
     [
-        ("loss", "roofline", None, "roofline", ["required"]),
+        ("loss", "roofline", None, "roofline.rates", ["required"]),
         ("loss", "memory_bytes.ours", "3", "memory_bytes.ours", ["number, got '3'"]),
         ("loss", "memory_bytes.ours", None, "memory_bytes", ["must have 'ours'"]),
         ("loss", "device", "tpu", "device", ["'cpu' or 'cuda', got 'tpu'"]),
@@ -85,12 +82,11 @@ def test_a_whole_record_is_shown(content: dict[str, Any], tmp_path: Path, capsys
         ("loss", "N", True, "N", ["integer, got True"]),
         ("loss", "seconds.ours.both", [0, 0, 0], "seconds.ours.both[0]", ["greater than 0, got 0"]),
         ("loss", "seconds.ours.both", [1, "2", 3], "seconds.ours.both[1]", ["number, got '2'"]),
-        ("loss", "faster_than.dense.both", [1, 2], "faster_than.dense.both", ["at least 3 items", "got [1, 2]"]),
+        ("loss", "faster_than.dense.both", [1, 2], "faster_than.dense.both[2]", ["required", "got [1, 2]"]),
         ("loss", "captured.dense", None, "", ["captured must have 'dense'"]),
         ("loss", "roofline.rates.exp2", math.inf, "roofline.rates.exp2", ["finite number, got inf"]),
-        ("loss", "kernels.kernels", [KERNEL | {"seconds": 1}], "kernels.kernels[0].seconds", ["list, got 1"]),
+        ("loss", "kernels.kernels", [KERNEL | {"seconds": 1}], "kernels.kernels[0].seconds", ["array", "got 1"]),
         ("loss", "kernels.case.variant", None, "kernels.case.variant", ["required"]),
-        ("loss", "kernels.case.more", 1, "kernels.case.more", ["not permitted, got 1"]),
         ("views", "per_second.ours", [1, 2, math.nan], "per_second.ours[2]", ["finite number, got nan"]),
         ("views", "recipe", ["cifar"], "recipe", ["string, got ['cifar']"]),
         ("step", "phase_shares.backward", None, "phase_shares.backward", ["required"]),
@@ -118,10 +114,12 @@ def test_a_damaged_field_is_named(
     assert all(each in error for each in words), error
 
 
-def test_kernels_are_a_gpu_s(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_ran_on_a_gpu_says_on_which(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     del content["machine_info"]["gpu"]
     assert show(content, tmp_path / "run.json") == 2
-    assert "machine_info.gpu.architecture" in capsys.readouterr().err
+    assert "run.json is damaged: Value error, machine_info must have 'gpu'" in capsys.readouterr().err
 
 
 def places(value: Any) -> Iterator[Callable[[Any], None]]:
@@ -132,7 +130,7 @@ def places(value: Any) -> Iterator[Callable[[Any], None]]:
         yield from places(each)
 
 
-@pytest.mark.parametrize("part", [*fields.KINDS, "machine_info", "commit_info"])
+@pytest.mark.parametrize("part", [*KINDS, "machine_info", "commit_info"])
 @pytest.mark.parametrize(
     "value", [None, 0, -1, 2.5, math.nan, 10**400, "x", [], {}, True], ids=lambda each: repr(each)[:4]
 )
@@ -144,7 +142,7 @@ def test_whatever_is_damaged_is_shown_or_one_line(
     def damaged(run: dict[str, Any]) -> Any:
         return run[part] if part in run else info_of(run, part)
 
-    if part in fields.KINDS:
+    if part in KINDS:
         content["benchmarks"] = [each for each in content["benchmarks"] if each["extra_info"]["kind"] == part]
     content["machine_info"]["cpu"]["flags"] = ["avx2"]
     whole = json.dumps(content)

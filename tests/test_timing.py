@@ -1,6 +1,9 @@
-"""What is measured of a contender, and in which order: with a GPU that is made up and memory that is told."""
+"""What is measured of a contender, and in which order, with a GPU that is made up and memory that is told; and what a
+record says of the code."""
 
 import contextlib
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ import test_bench
 import torch
 from test_bench import Clock
 
+from dogo_fast import measuring
 from dogo_fast.bench import timing
 
 clock = test_bench.clock
@@ -62,3 +66,33 @@ def test_no_backward_runs_twice_after_one_forward(clock: Clock, refuses: bool, m
     for _ in range(2):
         runner.settle()
         assert runner.round() == {"forward": 1.0, "backward": 2.0, "both": 3.0}
+
+
+def test_a_commit_is_dirty_where_sources_were_changed_and_not_where_records_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "__file__", str(tmp_path / "dogo_fast" / "measuring.py"))
+    assert measuring.commit() is None  # an installed package
+
+    def git(*words: str) -> str:
+        person = ("-c", "user.name=somebody", "-c", "user.email=somebody@localhost")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *person, *words], check=True, capture_output=True, text=True
+        ).stdout
+
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    source, record = tmp_path / "bench" / "suite.py", tmp_path / "bench" / "results" / "benchmark.json"
+    source.touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = {"id": git("rev-parse", "HEAD").strip(), "time": git("log", "-1", "--format=%cI").strip()}
+    record.touch()
+    assert measuring.commit() == {**head, "dirty": False}
+    source.write_text("changed")
+    assert measuring.commit() == {**head, "dirty": True}
+    assert measuring.compiler_versions()["commit"] == head["id"] + "+"
+
+
+def test_what_is_not_installed_has_no_version() -> None:
+    assert measuring.version("torch") and measuring.version("no-such-package") is None

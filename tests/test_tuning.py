@@ -42,9 +42,9 @@ from dogo_fast.tuning.search import (
     OTHERS,
     DefaultFailed,
     Outcome,
-    Problem,
     Run,
     Tools,
+    TunedSize,
     all_tiles,
     candidates,
     choose,
@@ -52,7 +52,7 @@ from dogo_fast.tuning.search import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_user_table")
-PROBLEM = Problem("bfloat16", 128, 256)
+SIZE = TunedSize("bfloat16", 128, 256)
 DEFAULT = Configuration(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2))
 BEST = Tile(64, 32, 8, 2)
 MACHINE = {"gpu": "none", "driver": "1.2.3", "torch": "2", "triton": "3"}
@@ -68,10 +68,10 @@ class Bench:
         self.lines: list[str] = []
         self.timed: set[Configuration] = set()
 
-    def compile(self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
+    def compile(self, size: TunedSize, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
         return [self.outcomes(tile, what) for tile in tiles]
 
-    def time(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+    def time(self, size: TunedSize, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
         self.timed.update(tried)
         speeds = [self.speeds.get(getattr(each, kernel), 1.0) for each in tried]
         return [
@@ -102,7 +102,7 @@ def test_candidates_are_near_allowed_by_a_table_and_not_the_default() -> None:
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_fastest_tile_is_chosen(quick: bool) -> None:
     bench = Bench({BEST: 0.7, Tile(32, 32, 4, 2): 0.8})
-    choice = choose(PROBLEM, "gradient", DEFAULT, bench.tools(), quick)
+    choice = choose(SIZE, "gradient", DEFAULT, bench.tools(), quick)
     assert choice.tile == BEST
     assert choice.seconds == pytest.approx(0.7e-5, rel=0.01) and choice.ratio == pytest.approx(0.7, rel=0.01)
     assert {each.statistics for each in bench.timed} == {DEFAULT.statistics}
@@ -110,9 +110,9 @@ def test_the_fastest_tile_is_chosen(quick: bool) -> None:
 
 def test_the_default_stays_unless_a_tile_is_faster_beyond_noise() -> None:
     for speed in (1.0, 1 - MARGIN / 2):
-        choice = choose(PROBLEM, "gradient", DEFAULT, Bench({BEST: speed}).tools(), False)
+        choice = choose(SIZE, "gradient", DEFAULT, Bench({BEST: speed}).tools(), False)
         assert choice.tile == DEFAULT.gradient and choice.ratio == 1.0
-    assert choose(PROBLEM, "gradient", DEFAULT, Bench({BEST: 1 - 2 * MARGIN}).tools(), False).tile == BEST
+    assert choose(SIZE, "gradient", DEFAULT, Bench({BEST: 1 - 2 * MARGIN}).tools(), False).tile == BEST
 
 
 @pytest.mark.parametrize(
@@ -132,28 +132,28 @@ def test_a_tile_that_does_not_compile_well_for_every_loss_is_left_out(
         {BEST: 0.5, second: 0.8},
         lambda tile, what: outcome if (tile, what) == (BEST, where) else Outcome(1000, 100, 0),
     )
-    assert choose(PROBLEM, "gradient", DEFAULT, bench.tools(), False).tile == second
+    assert choose(SIZE, "gradient", DEFAULT, bench.tools(), False).tile == second
     assert any(str(BEST) in line and words in line for line in bench.lines), bench.lines
 
 
 def test_tiles_that_cannot_be_run_are_left_out_and_said() -> None:
     bench = Bench({BEST: 0.0, Tile(32, 32, 4, 2): 0.9})
-    assert choose(PROBLEM, "gradient", DEFAULT, bench.tools(), False).tile == Tile(32, 32, 4, 2)
+    assert choose(SIZE, "gradient", DEFAULT, bench.tools(), False).tile == Tile(32, 32, 4, 2)
     assert f"  gradient {BEST}: left out, cannot be run: such" in bench.lines
     default = DEFAULT.gradient
     with pytest.raises(DefaultFailed, match=f"shipped tiles of the gradient kernel, {default}, cannot be run: such"):
-        choose(PROBLEM, "gradient", DEFAULT, Bench({default: 0.0}).tools(), False)
+        choose(SIZE, "gradient", DEFAULT, Bench({default: 0.0}).tools(), False)
 
 
 def test_a_tile_that_fails_only_among_the_last_is_left_out_and_said() -> None:
     bench = Bench({BEST: 0.5, Tile(32, 32, 4, 2): 0.9})
 
-    def time(problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+    def time(size: TunedSize, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
         if len(tried) <= 5:
             bench.speeds[BEST] = 0.0
-        return bench.time(problem, kernel, tried, rounds)
+        return bench.time(size, kernel, tried, rounds)
 
-    choice = choose(PROBLEM, "gradient", DEFAULT, bench.tools()._replace(time=time), False)
+    choice = choose(SIZE, "gradient", DEFAULT, bench.tools()._replace(time=time), False)
     assert choice.tile == Tile(32, 32, 4, 2)
     assert [line for line in bench.lines if str(BEST) in line] == [f"  gradient {BEST}: left out, cannot be run: such"]
 
@@ -161,10 +161,10 @@ def test_a_tile_that_fails_only_among_the_last_is_left_out_and_said() -> None:
 def test_an_entry_whose_default_fails_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench({})
 
-    def time(problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
-        if problem.rows == 1024 and kernel == "gradient":
+    def time(size: TunedSize, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+        if size.rows == 1024 and kernel == "gradient":
             return [Run(failure="cannot be run: OutOfMemoryError CUDA out of memory")] * len(tried)
-        return bench.time(problem, kernel, tried, rounds)
+        return bench.time(size, kernel, tried, rounds)
 
     config, out = TuneConfig(dtypes=("bfloat16",), rows=(256, 1024, 4096)), tmp_path / "tiles.json"
     tune(config, out, "sm_90", MACHINE, bench.tools()._replace(time=time))
@@ -209,7 +209,7 @@ def test_what_a_tile_does_on_the_gpu_is_no_exception(
 
     for name, function in (("_capture", capture), ("_replay", replay), ("_pass_of", pass_of)):
         monkeypatch.setattr(timing, name, function)
-    runs = timing.GraphTimer()(PROBLEM, "gradient", tried, 5)
+    runs = timing.GraphTimer()(SIZE, "gradient", tried, 5)
     failure = f"cannot be run: {type(error).__name__} {str(error).splitlines()[0]}"
     failed = Run(failure=failure)
     assert runs == ([failed] * 3 if step == "_pass_of" else [Run([1e-5] * 5), failed, Run([1e-5] * 5)])
@@ -241,9 +241,9 @@ def test_a_compiler_s_process_that_dies_takes_one_tile_with_it(monkeypatch: pyte
     compilers = compiling.Compilers("sm_90", 132)
     others = [Tile(rows, 32, 4, 2) for rows in (16, 32, 128)]
     tiles = [*others[:2], BEST, *others[2:]]
-    outcomes = compilers(PROBLEM, "gradient", tiles, OTHERS[0])
+    outcomes = compilers(SIZE, "gradient", tiles, OTHERS[0])
     assert outcomes == [Outcome(16), Outcome(32), compiling.DIED, Outcome(128)]
-    assert compilers(PROBLEM, "gradient", others, OTHERS[0]) == [Outcome(tile.rows) for tile in others]
+    assert compilers(SIZE, "gradient", others, OTHERS[0]) == [Outcome(tile.rows) for tile in others]
 
 
 def test_tune_writes_what_it_found_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,10 +277,10 @@ def test_an_interruption_and_the_end_of_the_minutes_keep_what_is_done(
     assert len(read_table((tmp_path / "minutes.json").read_text(), "")) == 2
     assert "1 of 3 entries are left: --minutes 2 are over" in capsys.readouterr().out
 
-    def interrupt(problem: Problem, *rest: Any) -> list[Run]:
-        if problem.rows == 1024:
+    def interrupt(size: TunedSize, *rest: Any) -> list[Run]:
+        if size.rows == 1024:
             raise KeyboardInterrupt
-        return bench.time(problem, *rest)
+        return bench.time(size, *rest)
 
     out = tmp_path / "interrupted.json"
     with pytest.raises(KeyboardInterrupt, match=r"1 of 3 entries are in .*interrupted\.json"):
@@ -385,12 +385,12 @@ def test_the_static_search_takes_the_largest_tile_that_nothing_spills_with() -> 
         return Outcome(shared, 200, 8 if spills else 0)
 
     lines: list[compiling.Line] = []
-    found = static_search(PROBLEM, "gradient", ("sm_90", "sm_120"), lines.append, compile_one=compile_one)
+    found = static_search(SIZE, "gradient", ("sm_90", "sm_120"), lines.append, compile_one=compile_one)
     assert found == Tile(128, 16, 8, 1)
     assert {line.target for line in lines if line.tile == found} == {"sm_90", "sm_120"}
     assert len([line for line in lines if line.tile == found]) == 2 * (1 + len(OTHERS))
     assert "does not compile" in str(lines[0]) and "92160" in str(lines[-1])
-    assert static_search(PROBLEM, "gradient", ("sm_90",), lines.append, iter([]), compile_one) is None
+    assert static_search(SIZE, "gradient", ("sm_90",), lines.append, iter([]), compile_one) is None
 
 
 CRITICAL = [
@@ -405,14 +405,14 @@ CRITICAL = [
 def test_the_default_compiles_without_spilling_where_it_is_nearest_the_limits() -> None:
     program = (
         "import json, sys\n"
-        "from dogo_fast.ops.compiling import Case\n"
+        "from dogo_fast.ops.compiling import KernelCase\n"
         "from dogo_fast.kernels.configurations import ANY\n"
         "from dogo_fast.tuning.compiling import compile_tile\n"
-        "from dogo_fast.tuning.search import Problem\n"
+        "from dogo_fast.tuning.search import TunedSize\n"
         "from dogo_fast.kernels.configurations import SHIPPED\n"
         "for dtype, D, kernel, target in json.loads(sys.argv[1]):\n"
-        "    tile = getattr(SHIPPED[Problem(dtype, D, 256).key(ANY)].configuration, kernel)\n"
-        "    case = Case('dogo_loss', dtype, D, 256, 'static')\n"
+        "    tile = getattr(SHIPPED[TunedSize(dtype, D, 256).key(ANY)].configuration, kernel)\n"
+        "    case = KernelCase('dogo_loss', dtype, D, 256, 'static')\n"
         "    print(json.dumps(compile_tile(case, target, kernel, tile)))\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

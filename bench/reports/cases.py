@@ -3,13 +3,13 @@
 import torch
 
 from dogo_fast.ops import compiling
-from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
+from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase
 from dogo_fast.ops.launches import Device, Launch, pretending
 from dogo_fast.views import VIEW_RECIPES, Augmentation
 from dogo_fast.views.launch import launch_triton
 
 
-def launches(case: Case, target: str) -> list[Launch]:
+def launches(case: KernelCase, target: str) -> list[Launch]:
     """On a target, on tensors without memory; of views, four of each image of a batch of squares."""
     if case.loss != "augment":
         return compiling.launches(case, target)

@@ -9,19 +9,20 @@ ratio is slower where its logarithm is below m − 4 s, with s no less than the 
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from dogo_fast.atomic import write_atomically
 from dogo_fast.errors import UserError
 
-from ..records import RESULTS, NotARecord, Record, load
-from ..tables import describe, number, table
+from ..records import RESULTS, AboveZero, Commit, LossInfo, NotARecord, Part, RatedInfo, Record, load, read
+from ..tables import MISSING, number, table
 
 DEVIATIONS = 4.0
 COMPARED_WITH = ("torch", "triton", "torchvision", "kornia")
@@ -31,46 +32,62 @@ FEWEST_RUNS = 5
 FASTER, SLOWER, SAME, GONE = "faster", "SLOWER", "", "NOT RUN"
 
 
+class Noise(Part):
+    """The record of repeated runs of the same code."""
+
+    machine: dict[str, Any]
+    grid: str
+    commit: Commit
+    ratios: Annotated[dict[str, Annotated[list[AboveZero], Field(min_length=FEWEST_RUNS)]], Field(min_length=1)]
+
+    @property
+    def runs(self) -> int:
+        return len(next(iter(self.ratios.values())))
+
+    def bands(self) -> dict[str, tuple[float, float, float]]:
+        """(lowest, middle, highest) of each ratio that is no change."""
+        logarithms = {name: [math.log(value) for value in values] for name, values in self.ratios.items()}
+        spreads = {name: statistics.stdev(values) for name, values in logarithms.items()}
+        least = max(LEAST_DEVIATION, statistics.median(spreads.values()))
+        out = {}
+        for name, values in logarithms.items():
+            middle, width = statistics.fmean(values), DEVIATIONS * max(least, spreads[name])
+            out[name] = (math.exp(middle - width), math.exp(middle), math.exp(middle + width))
+        return out
+
+
+def load_noise(path: Path) -> Noise:
+    """A record of repeated runs; raises NotARecord."""
+    return read(path, Noise, "a record of repeated runs")
+
+
 def ratios(record: Record) -> dict[str, float]:
-    """Of every benchmark and contender, by a name that tells both: median over the rounds.
-
-    Raises:
-        NotARecord: one that is missing, not finite or not above 0.
-    """
-    try:
-        found = dict(_ratios(record))
-        wrong = [name for name, value in found.items() if not 0 < value < math.inf]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise NotARecord(f"{record.path} has damaged ratios: {type(error).__name__}: {error}") from None
-    if wrong or not found:
-        raise NotARecord(f"{record.path} must have ratios above 0, got {wrong[0] if wrong else 'none'}")
-    return found
-
-
-def _ratios(record: Record) -> Iterator[tuple[str, float]]:
-    for info in record.infos:
-        if info["kind"] == "loss":
-            what = f"{info['loss']}, {info['device']}, N = {info['N']}, D = {info['D']}, {info['dtype']}"
-            for name, phases in info["faster_than"].items():
-                for phase in ("forward", "both"):
-                    yield f"{what}: {phase} × {name}", phases[phase][1]
-        else:
-            for name, values in info["faster_than"].items():
-                yield f"{info['kind']}, {describe(info)}: × {name}", values[1]
+    """Of every benchmark and contender, by a name that tells both: median over the rounds."""
+    found = {
+        f"{info.loss}, {info.device}, {info}: {phase} × {name}": values.median
+        for info in record.of(LossInfo)
+        for name, phases in info.faster_than.items()
+        for phase, values in (("forward", phases.forward), ("both", phases.both))
+    }
+    return found | {
+        f"{info.kind}, {info}: × {name}": values.median
+        for info in record.of(RatedInfo)
+        for name, values in info.faster_than.items()
+    }
 
 
 def machine_of(record: Record) -> dict[str, Any]:
     """What must be the same for ratios to be compared."""
-    versions = record.machine["versions"]
+    machine = record.machine
     return {
         "name": record.name,
-        "cores": record.machine["cpu"]["count"],
-        "threads": record.machine["threads"],
-        "versions": {name: versions[name] for name in COMPARED_WITH if name in versions},
+        "cores": machine.cpu.count,
+        "threads": machine.threads,
+        "versions": {name: machine.versions[name] for name in COMPARED_WITH if name in machine.versions},
     }
 
 
-def measure_noise(records: Sequence[Record]) -> dict[str, Any]:
+def measure_noise(records: Sequence[Record]) -> Noise:
     """The record of repeated runs.
 
     Raises:
@@ -79,105 +96,66 @@ def measure_noise(records: Sequence[Record]) -> dict[str, Any]:
     different = len({record.path.resolve() for record in records})
     if different < FEWEST_RUNS:
         raise NotARecord(f"at least {FEWEST_RUNS} runs must be given, got {different}")
-    for record in records[1:]:
-        for what, own, first in (
-            ("machine", machine_of(record), machine_of(records[0])),
-            ("grid", record.grid, records[0].grid),
-            ("commit", record.commit["id"], records[0].commit["id"]),
-        ):
-            if own != first:
-                raise NotARecord(f"{record.path} is of another {what} than {records[0].path}: {own} and {first}")
+    kinds = [(machine_of(record), record.grid, record.commit.id) for record in records]
+    for record, own in zip(records, kinds, strict=True):
+        if own != kinds[0]:
+            raise NotARecord(f"{record.path} is of another kind of run than {records[0].path}: {own} and {kinds[0]}")
     runs = [ratios(record) for record in records]
-    common = [name for name in runs[0] if all(name in run for run in runs)]
-    return {
-        "machine": machine_of(records[0]),
-        "head": records[0].head(),
-        "grid": records[0].grid,
-        "commit": records[0].commit,
-        "ratios": {name: [run[name] for run in runs] for name in common},
-    }
+    common = {name: [run[name] for run in runs] for name in runs[0] if all(name in run for run in runs)}
+    if not common:
+        raise NotARecord("the runs must have ratios in common, got none")
+    machine, grid, _ = kinds[0]
+    return Noise(machine=machine, grid=grid, commit=records[0].commit, ratios=common)
 
 
-def bands(recorded: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
-    """(lowest, middle, highest) ratio that is no change."""
-    logarithms = {name: [math.log(value) for value in values] for name, values in recorded.items()}
-    spreads = {name: statistics.stdev(values) for name, values in logarithms.items()}
-    least = max(LEAST_DEVIATION, statistics.median(spreads.values()))
-    out = {}
-    for name, values in logarithms.items():
-        middle, width = statistics.fmean(values), DEVIATIONS * max(least, spreads[name])
-        out[name] = (math.exp(middle - width), math.exp(middle), math.exp(middle + width))
-    return out
-
-
-def compare(record: Record, noise: dict[str, Any]) -> list[tuple[str, float | None, tuple[float, float, float], str]]:
+def compare(record: Record, noise: Noise) -> list[tuple[str, float | None, tuple[float, float, float], str]]:
     """Name, ratio now, band and verdict of everything that was recorded."""
-    found = ratios(record)
-    out = []
-    for name, band in bands(noise["ratios"]).items():
+    found, out = ratios(record), []
+    for name, (low, middle, high) in noise.bands().items():
         now = found.get(name)
-        verdict = GONE if now is None else SLOWER if now < band[0] else FASTER if now > band[2] else SAME
-        out.append((name, now, band, verdict))
+        verdict = GONE if now is None else SLOWER if now < low else FASTER if now > high else SAME
+        out.append((name, now, (low, middle, high), verdict))
     return out
 
 
-def find_noise(record: Record, paths: Sequence[Path]) -> dict[str, Any]:
+def find_noise(record: Record, paths: Sequence[Path]) -> Noise:
     """The record of repeated runs on the same kind of machine.
 
     Raises:
         NotARecord: there is none.
     """
-    others = []
+    wanted = (machine_of(record), record.grid)
+    said = ["no ratios are recorded for {}, grid {}: record some with make bench-noise".format(*wanted)]
     for path in paths:
         try:
             noise = load_noise(path)
         except NotARecord as error:
-            others.append(str(error))
+            said.append(str(error))
             continue
-        if noise["machine"] == machine_of(record) and noise["grid"] == record.grid:
+        if (noise.machine, noise.grid) == wanted:
             return noise
-        others.append(f"{path} is of {noise['machine']}, grid {noise['grid']}")
-    what = f"no ratios are recorded for {machine_of(record)}, grid {record.grid}: record some with make bench-noise"
-    raise NotARecord("; ".join([what, *others]))
+        said.append(f"{path} is of {noise.machine}, grid {noise.grid}")
+    raise NotARecord("; ".join(said))
 
 
-def load_noise(path: Path) -> dict[str, Any]:
-    """A record of repeated runs.
-
-    Raises:
-        NotARecord: a file that is none.
-    """
-    try:
-        noise: dict[str, Any] = json.loads(path.read_text())
-        assert isinstance(noise["machine"], dict) and isinstance(noise["commit"]["id"], str) and noise["grid"]
-        assert noise["ratios"]
-        for values in noise["ratios"].values():
-            assert len(values) >= FEWEST_RUNS and all(0 < value < math.inf for value in values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise NotARecord(f"{path} is not a record of repeated runs ({type(error).__name__} {error})") from None
-    return noise
-
-
-def _print_comparison(record: Record, noise: dict[str, Any]) -> int:
+def print_comparison(record: Record, noise: Noise) -> int:
+    """Returns the exit code: 1 where something is slower or did not run."""
     compared = compare(record, noise)
     rows = [
-        [name, "–" if now is None else number(now), f"{number(middle)} ({number(low)}–{number(high)})", verdict]
+        [name, MISSING if now is None else number(now), f"{number(middle)} ({number(low)}–{number(high)})", verdict]
         for name, now, (low, middle, high), verdict in compared
     ]
     print("\n".join(table(["ratio", "now", "recorded (band)", ""], rows)))
-    runs = len(next(iter(noise["ratios"].values())))
-    print(f"bands: {DEVIATIONS:g} standard deviations of {runs} repeated runs at {noise['commit']['id'][:12]}")
-    worse = [name for name, *_, verdict in compared if verdict in (SLOWER, GONE)]
+    print(f"bands: {DEVIATIONS:g} standard deviations of {noise.runs} repeated runs at {noise.commit.id[:12]}")
+    worse = sum(verdict in (SLOWER, GONE) for *_, verdict in compared)
     if worse:
-        print(f"slower than the noise allows, or not run: {len(worse)} of {len(compared)}", file=sys.stderr)
-    return 1 if worse else 0
+        print(f"slower than the noise allows, or not run: {worse} of {len(compared)}", file=sys.stderr)
+    return int(worse > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: nothing slower; 1: something is; 2: nothing to compare with, or no records."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dogo_fast.bench.reports.check", description=__doc__.split("\n", 1)[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.check")
     commands = parser.add_subparsers(dest="command", required=True)
     noise = commands.add_parser("noise", help="make one record of repeated runs")
     noise.add_argument("runs", nargs="+", type=Path)
@@ -188,11 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "noise":
-            text = json.dumps(measure_noise([load(path) for path in options.runs]), indent=1, ensure_ascii=False)
+            text = measure_noise([load(path) for path in options.runs]).model_dump_json(indent=1)
             write_atomically(options.out, (text + "\n").encode())
             return 0
         record = load(options.run)
-        return _print_comparison(record, find_noise(record, options.recorded or sorted(RESULTS.glob("noise-*.json"))))
+        return print_comparison(record, find_noise(record, options.recorded or sorted(RESULTS.glob("noise-*.json"))))
     except (NotARecord, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,9 +10,11 @@ Counts are of one warp. An HGMMA is one instruction of four warps (a warpgroup) 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import networkx
 
 from dogo_fast.ops.compiling import dump, resources
 
@@ -136,33 +138,22 @@ class Counts:
     """Instructions of one warp by class, and what some of them move and multiply.
 
     ``flop`` has the floating-point operations of products by operand type ("BF16", "F16", "TF32"); those of sm_100's
-    instructions, which do not say their shape, are missing. ``shared_bytes``: through shared memory, the operands of
-    HGMMA included.
-    ``bank_bytes``: those for which the banks are busy at the least; lanes that load the same address share it, which
-    the code does not show, so that a load (LDS) counts one pass of 128 bytes, however wide.
+    instructions, which do not say their shape, are missing. ``bank_bytes``: those for which the banks of shared memory
+    are busy at the least, the operands of HGMMA included; lanes that load the same address share it, which the code
+    does not show, so that a load (LDS) counts one pass of 128 bytes, however wide.
     """
 
     classes: Counter[str] = field(default_factory=Counter)
     flop: Counter[str] = field(default_factory=Counter)
     fp32: int = 0  # packed ones twice
     fused: int = 0  # FFMA among them
-    shared_bytes: int = 0
     bank_bytes: int = 0
     operand_bytes: int = 0  # those that HGMMA reads
-    global_bytes: int = 0
 
     @property
     def issued(self) -> int:
         """All instructions."""
         return sum(self.classes.values())
-
-    def add(self, other: "Counts", times: int = 1) -> None:
-        """Add another's counts that many times."""
-        for own, theirs in ((self.classes, other.classes), (self.flop, other.flop)):
-            for key, value in theirs.items():
-                own[key] += times * value
-        for name in ("fp32", "fused", "shared_bytes", "bank_bytes", "operand_bytes", "global_bytes"):
-            setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 
 def count(instructions: Iterable[Instruction]) -> Counts:
@@ -178,34 +169,26 @@ def count(instructions: Iterable[Instruction]) -> Counts:
                 counts.fused += 2 if packed else 1
         elif kind == "product":
             _count_product(instruction, counts)
-        elif kind in ("shared", "global"):
+        elif kind == "shared" or instruction.name == "LDGSTS":
             moved = WARP * access_bytes(instruction.opcode)
-            if kind == "global":
-                counts.global_bytes += moved
-            if kind == "shared" or instruction.name == "LDGSTS":
-                counts.shared_bytes += moved
-                counts.bank_bytes += min(moved, BANKS) if instruction.name == "LDS" else moved
+            counts.bank_bytes += min(moved, BANKS) if instruction.name == "LDS" else moved
     return counts
 
 
 def _count_product(instruction: Instruction, counts: Counts) -> None:
     """HGMMA.64xNxK reads a key operand [K, N] and, unless it lies in registers, a row operand [64, K] from shared
     memory. HMMA.16816 is m16n8k16 of one warp."""
-    suffixes = instruction.opcode.split(".")
-    dtype = next((part for part in suffixes if part in ("BF16", "TF32")), "F16")  # float16 goes without saying
-    if found := re.fullmatch(r"64x(\d+)x(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
+    _, shape, *types = (*instruction.opcode.split("."), "")
+    dtype = next((each for each in types if each in ("BF16", "TF32")), "F16")  # float16 goes without saying
+    if found := re.fullmatch(r"64x(\d+)x(\d+)", shape):
         columns, depth = int(found[1]), int(found[2])
         counts.flop[dtype] += 2 * 64 * columns * depth // WARPGROUP
-        from_shared = instruction.operands.count("gdesc") and not re.match(
-            r"R\d+(?:\.\w+)*, R\d+(?:\.\w+)*, gdesc", instruction.operands
-        )
-        itemsize = 32 // depth  # every depth is 32 bytes: 16 of sixteen bits, 8 of thirty-two
-        read_bytes = itemsize * depth * (columns + (64 if from_shared else 0)) // WARPGROUP
-        counts.shared_bytes += read_bytes
-        counts.bank_bytes += read_bytes
-        counts.operand_bytes += read_bytes
-    elif found := re.fullmatch(r"(16)(8)(\d+)", suffixes[1] if len(suffixes) > 1 else ""):
-        counts.flop[dtype] += 2 * int(found[1]) * int(found[2]) * int(found[3])
+        rows = 64 if instruction.operands.split(", ")[1].startswith("gdesc") else 0
+        operands = 32 * (columns + rows) // WARPGROUP  # every depth is 32 bytes
+        counts.bank_bytes += operands
+        counts.operand_bytes += operands
+    elif found := re.fullmatch(r"168(\d+)", shape):
+        counts.flop[dtype] += 2 * 16 * 8 * int(found[1])
 
 
 def access_bytes(opcode: str) -> int:
@@ -254,7 +237,26 @@ class Loop:
         Of all ways through the loop, those which leave out no product and no exponential, and of them the shortest:
         it skips what runs in few iterations, such as the masks of diagonal and ragged tiles.
         """
-        return _usual_path(self.head, self.blocks, self.inner)
+        inner = {each.head: each for each in self.inner}
+        head_of = {address: each.head for each in self.inner for address in each.blocks}
+        ways = networkx.DiGraph()
+        for address, block in self.blocks.items():
+            node = head_of.get(address, address)
+            inside = [each for each in block.successors if each in self.blocks]
+            onward = {END if each == self.head else head_of.get(each, each) for each in inside} - {node}
+            ways.add_edges_from((node, each) for each in onward)
+
+        def cost(node: int, following: int, _: object) -> int:
+            work = inner[node].instructions if node in inner else self.blocks[node].instructions
+            return len(work) - MOST_INSTRUCTIONS * sum(each.kind in ("product", "exp2") for each in work)
+
+        passed = networkx.bellman_ford_path(ways, self.head, END, cost)[:-1]
+        own = [each for node in passed if node not in inner for each in self.blocks[node].instructions]
+        return own, [inner[node] for node in passed if node in inner]
+
+
+END = -1
+MOST_INSTRUCTIONS = 1 << 24
 
 
 def blocks(instructions: list[Instruction]) -> dict[int, Block]:
@@ -276,95 +278,38 @@ def blocks(instructions: list[Instruction]) -> dict[int, Block]:
             jumps = [] if each.target is None or each.never else [each.target]
             out[run[0].address] = Block(tuple(run), tuple(dict.fromkeys(jumps + goes_on)))
             run = []
-    reached = set(_reachable(out, instructions[0].address))
+    reached = {instructions[0].address, *networkx.descendants(_graph(out), instructions[0].address)}
     return {address: block for address, block in out.items() if address in reached}
 
 
-def _reachable(graph: dict[int, Block], start: int) -> list[int]:
-    """Addresses of blocks in reverse postorder."""
-    order: list[int] = []
-    seen = {start}
-    stack: list[tuple[int, Iterator[int]]] = [(start, iter(graph[start].successors))]
-    while stack:
-        address, successors = stack[-1]
-        following = next((each for each in successors if each not in seen and each in graph), None)
-        if following is None:
-            order.append(address)
-            stack.pop()
-        else:
-            seen.add(following)
-            stack.append((following, iter(graph[following].successors)))
-    return order[::-1]
-
-
-def _predecessors(graph: dict[int, Block]) -> dict[int, list[int]]:
-    out: dict[int, list[int]] = {address: [] for address in graph}
-    for address, block in graph.items():
-        for following in block.successors:
-            if following in out:
-                out[following].append(address)
-    return out
-
-
-def _dominators(graph: dict[int, Block], start: int) -> dict[int, int]:
-    """The nearest block that every way to a block passes (Cooper, Harvey and Kennedy's iteration)."""
-    order = _reachable(graph, start)
-    place = {address: index for index, address in enumerate(order)}
-    before = _predecessors(graph)
-    nearest = {start: start}
-    changed = True
-    while changed:
-        changed = False
-        for address in order[1:]:
-            known = [each for each in before[address] if each in nearest]
-            common = known[0]
-            for other in known[1:]:
-                while common != other:
-                    if place[common] > place[other]:
-                        common = nearest[common]
-                    else:
-                        other = nearest[other]
-            if nearest.get(address) != common:
-                nearest[address] = common
-                changed = True
-    return nearest
+def _graph(found: dict[int, Block]) -> Any:
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(found)
+    graph.add_edges_from((start, end) for start, block in found.items() for end in block.successors if end in found)
+    return graph
 
 
 def loops(instructions: list[Instruction]) -> list[Loop]:
     """All loops by address, outer before inner; ``Loop.inner`` has those directly within."""
-    graph = blocks(instructions)
-    start = instructions[0].address
-    nearest = _dominators(graph, start)
-    before = _predecessors(graph)
-    bodies: dict[int, set[int]] = {}
-    for address, block in graph.items():
-        for head in block.successors:
-            if head in graph and _dominates(head, address, nearest):
-                bodies.setdefault(head, {head}).update(_body(head, address, before))
-    found = [Loop(head, {address: graph[address] for address in sorted(body)}) for head, body in sorted(bodies.items())]
-    for loop in found:
-        around = [other for other in found if other is not loop and loop.head in other.blocks]
-        if around:
-            min(around, key=lambda other: len(other.blocks)).inner.append(loop)
-    return found
+    by_address = blocks(instructions)
+    graph = _graph(by_address)
+    found: list[Loop] = []
 
+    def search(inside: Any) -> list[Loop]:
+        """Those of a part of the graph: the blocks that reach each other, entered at the head."""
+        outer = []
+        for body in networkx.strongly_connected_components(inside):
+            if not inside.subgraph(body).edges:
+                continue
+            entered = [each for each in body if not body.issuperset(graph.predecessors(each))]
+            head = min(entered or body)
+            inner = search(inside.subgraph(body - {head}))
+            outer.append(Loop(head, {address: by_address[address] for address in sorted(body)}, inner))
+        found.extend(outer)
+        return outer
 
-def _dominates(head: int, address: int, nearest: dict[int, int]) -> bool:
-    while address != head and nearest[address] != address:
-        address = nearest[address]
-    return address == head
-
-
-def _body(head: int, latch: int, before: dict[int, list[int]]) -> set[int]:
-    """Blocks from which the latch is reached without passing the head."""
-    body, stack = {head, latch}, [latch]
-    while stack:
-        address = stack.pop()
-        if address != head:
-            new = [each for each in before[address] if each not in body]
-            body.update(new)
-            stack.extend(new)
-    return body
+    search(graph)
+    return sorted(found, key=lambda loop: (loop.head, -len(loop.blocks)))
 
 
 def hot_loops(found: list[Loop]) -> list[Loop]:
@@ -377,43 +322,3 @@ def hot_loops(found: list[Loop]) -> list[Loop]:
         if hot:
             return hot
     return sorted(outer, key=lambda loop: len(loop.instructions))[-1:]
-
-
-def _usual_path(head: int, graph: dict[int, Block], inner: list[Loop]) -> tuple[list[Instruction], list[Loop]]:
-    """See Loop.path. Inner loops are one block each; what remains without the ways back to the head has no cycle."""
-    owner = {address: each for each in inner for address in each.blocks}
-    nodes: dict[int, Block] = {}
-    for address, block in graph.items():
-        loop = owner.get(address)
-        key = loop.head if loop else address
-        leaves = [owner[each].head if each in owner else each for each in block.successors if each in graph]
-        inside = nodes.get(key, Block((), ()))
-        own = () if loop else block.instructions
-        onward = [each for each in leaves if each != key]
-        back = [head] if head in block.successors and not loop else []
-        nodes[key] = Block(inside.instructions + own, tuple(dict.fromkeys([*inside.successors, *onward, *back])))
-    cost: dict[int, tuple[int, int]] = {}
-    following: dict[int, int | None] = {}
-    loops_at = {each.head: each for each in inner}
-    for address in reversed(_reachable(nodes, head)):
-        block = nodes[address]
-        work = loops_at[address].instructions if address in loops_at else list(block.instructions)
-        valued = sum(each.kind in ("product", "exp2") for each in work)
-        onward = [each for each in block.successors if each != head and each in cost]
-        best = min(onward, key=lambda each: cost[each], default=None)
-        ends = head in block.successors or not block.successors
-        if ends and (best is None or cost[best] > (0, 0)):
-            best = None
-        rest = cost[best] if best is not None else ((0, 0) if ends else (1 << 30, 0))
-        cost[address] = (rest[0] - valued, rest[1] + len(work))
-        following[address] = best
-    instructions: list[Instruction] = []
-    passed: list[Loop] = []
-    at: int | None = head
-    while at is not None:
-        if at in loops_at:
-            passed.append(loops_at[at])
-        else:
-            instructions += nodes[at].instructions
-        at = following[at]
-    return instructions, passed

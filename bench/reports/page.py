@@ -2,261 +2,190 @@
 
     python -m dogo_fast.bench.reports.page [--check]
 
-Nothing on the page is typed by hand: every number comes from a file in bench/results/, which the page names.
+Nothing on the page is typed by hand: page.md has its words, every number comes from a file in bench/results/.
 """
 
 import argparse
-import json
+import functools
 import os
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Container, Iterable, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from dogo_fast.ops.compiling import MULTIPROCESSORS, Case
+from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase
 
 from .. import tables
 from ..grid import MIDDLE
 from ..per_kernel import PASSES
-from ..records import RESULTS, NotARecord, Record, recorded
-from ..tables import number, spread, table
-from . import check
-from .plots import data_digest, draw_all
-from .roofline import seconds
+from ..records import (
+    PLACES,
+    RESULTS,
+    LossInfo,
+    NotARecord,
+    PretrainingInfo,
+    RatedInfo,
+    Record,
+    StepInfo,
+    ViewsInfo,
+    recorded,
+)
+from ..tables import MISSING, number, table
+from . import check, plots
+from .roofline import Report, load_report, predicted_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = Path(__file__).with_name("page.md")
 PAGE = ROOT / "docs" / "performance.md"
 PLOTS = ROOT / "docs" / "plots"
 README = ROOT / "README.md"
 MARKS = "<!-- figures: made by make page -->", "<!-- end of figures -->"
+WIDTH = 118
+"""Characters of a line of text."""
 
-HEAD = """# Performance
+UNMEASURED = """\
+**No time has been measured on a GPU yet**: the kernels were checked value by value in Triton's interpreter and
+compiled for sm_80, sm_90, sm_100, sm_120 and gfx942, where the compiler's report chose the tiles; the captured step
+and the views' kernel have not run on a GPU either. What the machine code says of an H200, counted and not run, of the
+whole loss at N = 4096 in bfloat16: {foreseen}."""
 
-Made from the records in `bench/results/` by `make page`; nothing here is typed by hand. `make bench` makes such a
-record on your machine, `dogo-fast benchmark` from an installed package; with `--minutes 9` it begins no case after nine
-minutes, what the project is for first. A run that is ended leaves what it had measured beside the record, with
-`-incomplete` in its name; this page passes that over.
-
-Times are medians, with quartiles in brackets. × says how much longer something else takes: the median, over the
-rounds of one run, of its time over ours in the same round, in which all run one right after the other (on a GPU each
-beside ours alone); there are 5 rounds at the least and up to 60 of short ones. `dense` is the plain formula, `compile`
-is `torch.compile` of it for that shape alone, `authors` the formula of the authors' published code, which broadcasts;
-`lightly` and `metric-learning` are the NT-Xent of lightly and pytorch-metric-learning, beside the dense KL in the whole
-loss. cut-cross-entropy and Inf-CL have no loss that leaves a row's similarity with itself out, so they do not apply.
-The bound is the least time of the [counted work](derivation.md#what-it-costs), products and exponentials, at the rates
-that the machine reached in the same run; its percents are of forward, backward and both; more than 100 says that
-something else ran while the rates were measured. Before a short pass of a contender on a CPU, the others' threads get
-time to fall asleep. "Does not fit" is a forecast from smaller sizes against the memory that was free. Memory is what
-a pass takes above its inputs, at most, on a CPU the growth of the resident set; errors are relative, of the value and
-of all gradients, against the dense formula in float64, up to N = 1024 (on a GPU 4096).
-
-Views and steps: torchvision v2 runs on one core, a view of an image at a time, as a worker of a DataLoader does, one
-of the four views is timed and counts four times; ours and kornia have all threads. `authors` of a step and of
-pretraining is a loop like theirs with a kinder loss: torchvision's views in the process itself, without workers, the
-dense loss by matrix products, float32 in eager (on a GPU ours, and not kornia's views, is bfloat16). What views must
-move is an image read and four views written.
-
-Kernels on a GPU: the time of each in the profiler, beside the work that it runs (in brackets the part of it that is
-needed), the bound of what is needed at the rates of that run, and what its machine code predicts where the static
-roofline has the same code: all pipes busy to products in turns with the rest, of the multiprocessor that has most to
-do, at the clock rate that the measured exponentials stand for.
-"""
-
-NO_GPU = """
-## On a GPU
-
-**No time has been measured on a GPU yet.** The kernels were checked value by value in Triton's interpreter and
-compiled. On a machine with one, `make bench` measures the same table there: replays of CUDA graphs between events, up
-to 512 inputs in rotation, to miss the L2 cache (N = 64 does not: 32 MB), running out of memory as a result; what no
-graph can hold is starred and runs in eager; the backward is what both take more than the forward.
-The time of each kernel is unmeasured too; below is what their machine code predicts.
-"""
-
-UNMEASURED = """**No time has been measured on a GPU yet**: the kernels were checked value by value in Triton's
-interpreter and compiled for sm_80, sm_90, sm_100, sm_120 and gfx942, where the compiler's report chose the tiles. What
-their machine code [says of an H200](docs/performance.md#aims), counted and not run, of the whole loss at N = 4096 in
-bfloat16: {foreseen}. The captured step and the views' kernel have not run on a GPU either."""
-
-AIMS = """
-## Aims
-
-On one H200, bfloat16, the whole loss at D = 128, forward and backward; medians. *Counted* is what the machine code of
-the two large kernels says, not a measurement: of that of {multiprocessors} multiprocessors that has most to do, if it
-kept to {clock:g} GHz, from all pipes busy at once to products in turns with everything else. Launches, latencies and
-the device's memory come on top. The MiB are those of all buffers, gradients included.
-
-"""
+AIMED_AT = "sm_90"
 CLOCK = 1.8e9
 """Hz that a prediction is given in seconds for; an H200's boost clock is 1.98 GHz, under load it is less."""
-AIMED_AT = "sm_90"
-
-AIMED = {
+AIMS = {
     256: "at most 25 µs a replay",
     4096: "8 × dense, 4 × torch.compile",
     32768: "20 × dense, 60 % of the bound",
     262144: "runs in under 2 GiB",
 }
 """By N."""
+AIM_OF_A_STEP = "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step"
 
-NAMED = {"shared": "shared memory", "special": "exponentials", "tensor": "products"}
-"""Pipes of a multiprocessor."""
-
-ALTERNATIVES = {
-    "time": "Time of forward and backward against N, both axes logarithmic",
-    "memory": "Memory of a pass above its inputs against N, both axes logarithmic",
-    "bound": "Percent of the bound that ours reaches, for each loss and size",
-    "rates": "Views and images a second, ours and others",
-}
+NAMES = {"shared": "shared memory", "special": "exponentials", "tensor": "products"}
+"""Of some pipes of a multiprocessor."""
+SHOWN = ((256, "float32"), (4096, "float32"), (4096, "bfloat16"))
+"""N and dtypes of the whole loss in README.md."""
+LEFT_OUT = ("metric-learning",)
+"""For want of room; the page has it."""
 
 
-def write_page(records: Sequence[Record], plots: Path) -> str:
-    """The page's text; the pictures are written into the folder ``plots``."""
-    plots.mkdir(parents=True, exist_ok=True)
-    parts = [HEAD]
-    if not any(record.has_gpu_times for record in records):
-        parts.append(NO_GPU)
-    aims = AIMS.format(multiprocessors=MULTIPROCESSORS[AIMED_AT], clock=CLOCK / 1e9)
-    parts += [aims, "\n".join(_aims(records)), "\n"]
-    for record in records:
-        parts.append(
-            f"\n## {record.name}\n\n" + "  \n".join([*record.head(), f"[record]({_link(record.path)})"]) + "\n"
-        )
-        for path in draw_all(record, plots):
-            parts.append(f"\n![{ALTERNATIVES[path.stem.split('-')[0]]}](plots/{path.name})\n")
-        for title, lines in tables.sections(record):
-            parts.append("\n".join(["", f"### {title}", "", *lines, ""]))
-        parts.append("\n".join(["", "### Rates of the machine in that run", "", *_rate_lines(record), ""]))
-    parts += [_static_roofline(path) for path in sorted(RESULTS.glob("roofline-*.json"))]
-    parts += [_noise(path) for path in sorted(RESULTS.glob("noise-*.json"))]
-    return "".join(parts)
+def write_page(records: Sequence[Record], folder: Path) -> str:
+    """The page's text; the pictures are written into the folder.
 
-
-def _aims(records: Sequence[Record]) -> list[str]:
-    """What is to be reached on a GPU beside what its machine code says and what each record of one has."""
-    rows = [[f"N = {N}", aim, _foreseen(N)] for N, aim in AIMED.items()]
-    rows.append(["step, two resnet18", "15,000 images/s, GPU idle under 3 %, views under 3 % of an eager step", "–"])
-    head = ["", "aim", "counted"]
-    for record in (record for record in records if record.has_gpu_times):
-        head.append(record.name)
-        found = [[_reached(info) for info in record.of("loss", "dogo_loss", "cuda") if _is_aim(info, N)] for N in AIMED]
-        found.append([_stepped(info) for info in record.of("step", device="cuda") if info["backbone"] == "resnet18"])
-        for row, each in zip(rows, found, strict=True):
-            row.append("; ".join(each) or "not in this record")
-    if len(head) == 3:
-        head.append("measured")
-        rows = [[*row, "unmeasured"] for row in rows]
-    return table(head, rows)
-
-
-def _foreseen(N: int) -> str:
-    """Times, percents of the bound and limiter of the whole loss in bfloat16 by its machine code, and its buffers."""
-    path = RESULTS / f"roofline-{AIMED_AT}.json"
-    if not path.is_file():
-        return "–"
-    report = json.loads(path.read_text())
-    case = Case("dogo_loss", "bfloat16", MIDDLE, N, "static")._asdict()
-    kernels = [each for each in report["predictions"] if each["case"] == case and each["kernel"] in PASSES]
-    buffers = [each["bytes"] for each in report["buffers"] if each["case"] == case]
-    both = [found for each in kernels if (found := seconds(each, CLOCK)) is not None]
-    if len(both) != len(PASSES) or not buffers:
-        return "–"
-    times = [sum(values) for values in zip(*both, strict=True)]
-    least = sum(each["clocks_needed"] for each in kernels) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
-    limiters = dict.fromkeys(each["limiter"] for each in kernels)
-    return ", ".join(
-        [
-            " to ".join(number(1e6 * time) for time in times) + " µs",
-            " to ".join(f"{100 * least / time:.0f}" for time in times) + " % of the bound",
-            "limited by " + " and ".join(NAMED.get(limiter, limiter) for limiter in limiters),
-            f"{number(buffers[0] / 2**20)} MiB",
-        ]
+    Raises:
+        NotARecord: the static roofline or a record of repeated runs is missing or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    static = load_report(RESULTS / f"roofline-{AIMED_AT}.json")
+    return TEMPLATE.read_text().format(
+        state=state(records, static),
+        multiprocessors=MULTIPROCESSORS[AIMED_AT],
+        clock=CLOCK / 1e9,
+        aims="\n".join(aims([record for record in records if record.device == "cuda"], static)),
+        records="\n".join(_section(record, folder, static) for record in records),
+        target=AIMED_AT,
+        versions=", ".join(f"{name} {version}" for name, version in static.versions.items() if version),
+        predictions="\n".join(_predictions(static)),
+        noise="\n".join(_noise(path) for path in sorted(RESULTS.glob("noise-*.json"))),
     )
 
 
-def _stepped(info: dict[str, Any]) -> str:
-    idle = info.get("gpu_idle_share")
-    parts = [f"{number(info['per_second']['ours'][1])} images/s"]
-    parts.append("GPU idle unknown" if idle is None else f"GPU idle {100 * idle:.1f} %")
-    parts.append(f"views {100 * info['phase_shares']['augmentation'][1]:.1f} %")
-    return ", ".join(parts)
+def state(records: Sequence[Record], static: Report) -> str:
+    """What is to be said of GPUs while there is no record of one."""
+    if any(record.device == "cuda" for record in records):
+        return ""
+    return textwrap.fill(UNMEASURED.format(foreseen=_foreseen(static, 4096)), WIDTH)
 
 
-def _is_aim(info: dict[str, Any], N: int) -> bool:
-    return (info["N"], info["D"], info["dtype"]) == (N, MIDDLE, "bfloat16")
-
-
-def _reached(info: dict[str, Any]) -> str:
-    others = [
-        f"{number(info['faster_than'][name]['both'][1], 2)} × {name}"
-        if name in info["faster_than"]
-        else f"{name}: {info['missing'].get(name, 'not run')}"
-        for name in ("dense", "compile")
-    ]
-    time = f"{number(1e6 * info['seconds']['ours']['both'][1])} µs"
-    if not info["captured"]["ours"]:
-        time += " in eager"
-    percent = f"{tables.percents_of_bound(info)[2]:.0f} % of the bound"
-    return ", ".join([time, *others, percent, f"{number(info['memory_bytes']['ours'] / 2**20)} MiB"])
+def _section(record: Record, folder: Path, static: Report) -> str:
+    """A record: its machine, pictures and tables."""
+    about = [*record.head(), f"[record]({_link(record.path)})"]
+    lines = ["", f"## {record.name}", "", *(f"{each}  " for each in about[:-1]), about[-1], ""]
+    for what, path in plots.draw_all(record, folder).items():
+        lines += [f"![{plots.TITLES[what]}](plots/{path.name})", ""]
+    for title, found in tables.sections(record, functools.partial(predicted_seconds, static=static.predictions)):
+        lines += [f"### {title}", "", *found, ""]
+    return "\n".join(lines[:-1])
 
 
 def _link(path: Path) -> str:
     return Path(os.path.relpath(path, PAGE.parent)).as_posix()
 
 
-def _rate_lines(record: Record) -> Iterable[str]:
-    """Of the first loss of each device and dtype."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for info in record.of("loss"):
-        found.setdefault((info["device"], info["dtype"]), info["roofline"]["rates"])
-    rows = [
-        [device, dtype, number(rates["gemm"] / 1e12), number(rates["exp2"] / 1e9), number(rates["copy"] / 1e9)]
-        for (device, dtype), rates in found.items()
-    ]
-    return table(["device", "dtype", "products, TFLOP/s", "exponentials, G/s", "copy, GB/s"], rows)
+def aims(records: Sequence[Record], static: Report) -> list[str]:
+    """What is to be reached on a GPU beside what its machine code says and what each record of one has."""
+    rows = [[f"N = {N}", aim, _foreseen(static, N)] for N, aim in AIMS.items()]
+    rows.append(["step, two resnet18", AIM_OF_A_STEP, MISSING])
+    for record in records:
+        wanted = {"loss": "dogo_loss", "device": "cuda", "D": MIDDLE, "dtype": "bfloat16"}
+        found = [[_reached(info) for info in record.of(LossInfo, N=N, **wanted)] for N in AIMS]
+        found.append([_stepped(info) for info in record.of(StepInfo, device="cuda", backbone="resnet18")])
+        for row, each in zip(rows, found, strict=True):
+            row.append("; ".join(each) or "not in this record")
+    measured = [record.name for record in records] or ["measured"]
+    return table(["", "aim", "counted", *measured], rows if records else [[*row, "unmeasured"] for row in rows])
 
 
-def _static_roofline(path: Path) -> str:
-    """What the machine code of the two large kernels allows, beside what the loss needs."""
-    report = json.loads(path.read_text())
-    rows = []
-    for each in report["predictions"]:
-        if each["clocks_overlapped"] is None or each["clocks_needed"] is None:
-            continue
-        case = each["case"]
-        rows.append(
-            [
-                f"{case['loss']}, {case['variant']}",
-                case["dtype"],
-                str(case["D"]),
-                str(case["N"]),
-                each["kernel"].removesuffix("_kernel"),
-                f"{each['tile']}, {each['warps']} warps",
-                str(each["registers"]),
-                str(each["stack"]),
-                each["limiter"],
-                f"{100 * each['share_in_turns']:.0f} to {100 * each['share_overlapped']:.0f}",
-            ]
-        )
-    head = ["loss", "dtype", "D", "N", "kernel", "tile", "registers", "spilled, B", "limiter", "% of the bound"]
-    target = report["predictions"][0]["target"]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
-    return "\n".join(
+def _foreseen(static: Report, N: int) -> str:
+    """Times, percents of the bound and limiter of the whole loss in bfloat16 by its machine code, and its buffers."""
+    case = KernelCase("dogo_loss", "bfloat16", MIDDLE, N, "static")
+    kernels = [each for each in static.predictions if each.case == case and each.kernel in PASSES]
+    buffers = [each.bytes for each in static.buffers if each.case == case]
+    if len(kernels) != len(PASSES) or not all(each.shares for each in kernels) or not buffers:
+        return MISSING
+    times = [sum(values) for values in zip(*(each.seconds(CLOCK) for each in kernels), strict=True)]
+    least = sum(each.clocks_needed or 0.0 for each in kernels) * N**2 / (MULTIPROCESSORS[AIMED_AT] * CLOCK)
+    limiters = dict.fromkeys(each.limiter for each in kernels)
+    return ", ".join(
         [
-            "",
-            f"## Predicted from the machine code: {target}",
-            "",
-            "Compiled without a GPU; the instructions of the loops are counted, and the architecture's published",
-            "throughputs turn them into clocks. A prediction, not a measurement: latencies, waits and memory are left",
-            "out. The first percentage is for products and everything else in turns, the second for all pipes busy at",
-            f"the same time. {versions}; [everything that was counted]({_link(path.with_suffix('.txt'))}).",
-            "",
-            *table(head, rows),
-            "",
+            " to ".join(number(1e6 * time) for time in times) + " µs",
+            " to ".join(f"{100 * least / time:.0f}" for time in times) + " % of the bound",
+            "limited by " + " and ".join(NAMES.get(limiter, limiter) for limiter in limiters),
+            f"{number(buffers[0] / 2**20)} MiB",
         ]
     )
+
+
+def _reached(info: LossInfo) -> str:
+    others = [
+        f"{number(info.faster_than[name].both.median, 2)} × {name}"
+        if name in info.faster_than
+        else f"{name}: {info.missing.get(name, 'not run')}"
+        for name in ("dense", "compile")
+    ]
+    time = f"{number(1e6 * info.seconds['ours'].both.median)} µs" + ("" if info.captured["ours"] else " in eager")
+    percent = f"{tables.percents_of_bound(info)[2]:.0f} % of the bound"
+    return ", ".join([time, *others, percent, f"{number(info.memory_bytes['ours'] / 2**20)} MiB"])
+
+
+def _stepped(info: StepInfo) -> str:
+    idle = "GPU idle unknown" if info.gpu_idle_share is None else f"GPU idle {100 * info.gpu_idle_share:.1f} %"
+    views = f"views {100 * info.phase_shares.augmentation.median:.1f} %"
+    return f"{number(info.per_second['ours'].median)} images/s, {idle}, {views}"
+
+
+def _predictions(static: Report) -> list[str]:
+    """What the machine code of the two large kernels allows, beside what the loss needs."""
+    rows = [
+        [
+            f"{each.case.loss}, {each.case.variant}",
+            each.case.dtype,
+            str(each.case.D),
+            str(each.case.N),
+            each.kernel.removesuffix("_kernel"),
+            f"{each.tile}, {each.warps} warps",
+            str(each.registers),
+            str(each.stack),
+            each.limiter,
+            " to ".join(f"{100 * share:.0f}" for share in reversed(each.shares)),
+        ]
+        for each in static.predictions
+        if each.shares
+    ]
+    head = ["loss", "dtype", "D", "N", "kernel", "tile", "registers", "spilled, B", "limiter", "% of the bound"]
+    return table(head, rows)
 
 
 def _noise(path: Path) -> str:
@@ -264,86 +193,64 @@ def _noise(path: Path) -> str:
     noise = check.load_noise(path)
     rows = [
         [name, number(middle), f"{number(low)}–{number(high)}", f"{100 * (middle / low - 1):.0f}"]
-        for name, (low, middle, high) in check.bands(noise["ratios"]).items()
+        for name, (low, middle, high) in noise.bands().items()
     ]
-    runs = len(next(iter(noise["ratios"].values())))
-    return "\n".join(
-        [
-            "",
-            f"## What counts as slower: {noise['machine']['name']}",
-            "",
-            f"`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard",
-            f"deviations of {runs} runs of the same code, each ratio's own or the median of all, whichever is larger",
-            f"([record]({_link(path)})).",
-            "",
-            *table(["ratio", "middle", "band", "ours slower by more than, %"], rows),
-            "",
-        ]
-    )
+    return f"""
+## What counts as slower: {noise.machine["name"]}
+
+`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard
+deviations of {noise.runs} runs of the same code, each ratio's own or the median of all, whichever is larger
+([record]({_link(path)})).
+
+""" + "\n".join(table(["ratio", "middle", "band", "ours slower by more than, %"], rows))
 
 
-def readme_figures(records: Sequence[Record], drawn: Container[str]) -> str:
-    """The two pictures that matter, if they were drawn, a table of the record they are of, and where ours is no faster.
-
-    Args:
-        records: those with times of a GPU first; the first one that has the whole loss is shown.
-        drawn: names of the pictures there are.
-    """
-    of_losses = [each for each in records if any(each.of("loss", "dogo_loss", each.device))]
-    record = [*of_losses, *records][0]
-    name = record.path.stem.removeprefix("benchmark-")
-    pictures = {kind: f"{kind}-{name}.svg" for kind in ("time", "memory")}
-    lines = [f"![{ALTERNATIVES[kind]}](docs/plots/{file})" for kind, file in pictures.items() if file in drawn]
-    link = f"[record]({record.path.relative_to(ROOT)})"
-    head = [f"forward and backward, D = {MIDDLE}", "ours", "how many times as long others take"]
-    lines += [
-        *([""] if lines else []),
-        f"{record.name}, {record.machine['threads']} threads; `make bench`, {link}.",
-        "",
-        *table(head, _figures(record)),
-        "",
-        _slower(records),
+def readme_figures(records: Sequence[Record]) -> str:
+    """The two pictures and five rows of the first record, where ours is no faster in any, and what is unmeasured."""
+    record = records[0]
+    about = f"{record.name}, {record.machine.threads} threads; `make bench`, [record]({record.path.relative_to(ROOT)})."
+    parts = [
+        "\n".join(f"![{title}](docs/plots/{plots.file_name(what, record)})" for what, title in plots.TITLES.items()),
+        about,
+        "\n".join(table([f"both passes, D = {MIDDLE}", "ours", "how many times as long others take"], _rows(record))),
+        textwrap.fill(_slower(records), WIDTH),
+        state(records, load_report(RESULTS / f"roofline-{AIMED_AT}.json")),
     ]
-    if not any(record.has_gpu_times for record in records):
-        lines += ["", UNMEASURED.format(foreseen=_foreseen(4096))]
-    return "\n".join(lines)
+    return "\n\n".join(part for part in parts if part)
 
 
-def _figures(record: Record) -> Iterable[Sequence[str]]:
-    for info in record.of("loss", device=record.device):
-        if info["D"] == MIDDLE and info["N"] in (256, 4096):
-            memory = number(info["memory_bytes"]["ours"] / 2**20)
-            yield [
-                f"{tables.TITLES[info['loss']]}, N = {info['N']}, {info['dtype']}",
-                f"{number(1e3 * info['seconds']['ours']['both'][1])} ms, {memory} MiB",
-                _others({name: values["both"] for name, values in info["faster_than"].items()}),
-            ]
-    for kind in tables.RATED:
-        for info in record.of(kind):
-            rate = f"{number(info['per_second']['ours'][1])} {tables.unit(kind)}"
-            yield [f"{kind}: {tables.describe(info)}", rate, _others(info["faster_than"])]
+def _rows(record: Record) -> Iterator[list[str]]:
+    for N, dtype in SHOWN:
+        for info in record.of(LossInfo, loss="dogo_loss", device=record.device, D=MIDDLE, N=N, dtype=dtype):
+            time, memory = info.seconds["ours"].both.median, info.memory_bytes["ours"]
+            ratios = {name: phases.both.median for name, phases in info.faster_than.items() if name not in LEFT_OUT}
+            ours = f"{number(1e3 * time)} ms, {number(memory / 2**20)} MiB"
+            yield [f"whole loss, N = {N}, {dtype}", ours, _others(ratios)]
+    for kind in (ViewsInfo, PretrainingInfo):
+        for rated in record.of(kind, device=record.device)[:1]:
+            ratios = {name: values.median for name, values in rated.faster_than.items()}
+            what = str(rated).partition(", ")[2]
+            rate = f"{number(rated.per_second['ours'].median)} {rated.unit}"
+            yield [f"{rated.kind}, {what}", rate, _others(ratios)]
+
+
+def _others(ratios: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number(ratio, 2)}" for name, ratio in ratios.items())
 
 
 def _slower(records: Sequence[Record]) -> str:
     """Where something else takes no longer than ours, on any machine and device that there is a record of."""
     found = []
     for record in records:
-        for info in record.of("loss"):
-            what = f"{tables.TITLES[info['loss']]}, {tables.PLACES[info['device']]}, "
-            what += f"N = {info['N']}, D = {info['D']}, {info['dtype']}"
-            found += [(name, values["both"][1], what) for name, values in info["faster_than"].items()]
-        for kind in tables.RATED:
-            for info in record.of(kind):
-                what = f"{kind}: {tables.describe(info)}"
-                found += [(name, values[1], what) for name, values in info["faster_than"].items()]
+        for info in record.of(LossInfo):
+            what = f"{tables.TITLES[info.loss]}, {info}, {PLACES[info.device]}"
+            found += [(name, phases.both.median, what) for name, phases in info.faster_than.items()]
+        for rated in record.of(RatedInfo):
+            found += [(name, values.median, f"{rated.kind}: {rated}") for name, values in rated.faster_than.items()]
     slower = [f"{name} {number(ratio, 2)} ({what})" for name, ratio, what in found if ratio <= 1]
     if not slower:
         return "Nothing in the records takes less time than ours."
     return f"Where ours is no faster, as a part of our time: {'; '.join(slower)}."
-
-
-def _others(ratios: dict[str, Sequence[float]]) -> str:
-    return ", ".join(f"{name} {spread(values, digits=2)}" for name, values in ratios.items())
 
 
 def with_figures(readme: str, figures: str) -> str:
@@ -352,60 +259,45 @@ def with_figures(readme: str, figures: str) -> str:
     Raises:
         NotARecord: the marks are missing.
     """
-    pattern = re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.DOTALL)
-    if not pattern.search(readme):
+    before, mark, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
         raise NotARecord(f"{README} has no place for figures between {MARKS[0]} and {MARKS[1]}")
-    return pattern.sub(lambda match: f"{match[1]}\n{figures}\n\n{match[2]}", readme)
+    return f"{before}{mark}\n\n{figures}\n\n{end}{after}"
 
 
-def stale_plots(plots: Path, fresh: Path) -> list[Path]:
-    """The pictures in the folder ``plots`` that are missing, superfluous or not as those in ``fresh``, drawn anew."""
-    names = {path.name for folder in (plots, fresh) for path in folder.glob("*.svg")}
-    return [plots / name for name in sorted(names) if not _same_picture(plots / name, fresh / name)]
-
-
-def _replace_plots(plots: Path, fresh: Path) -> None:
-    for path in plots.glob("*.svg"):
-        path.unlink()
-    shutil.copytree(fresh, plots, dirs_exist_ok=True)
-
-
-def _same_picture(path: Path, fresh: Path) -> bool:
-    """By their data, not their bytes: see bench/plots.py."""
-    if not (path.is_file() and fresh.is_file()):
-        return False
-    return data_digest(path.read_bytes()) == data_digest(fresh.read_bytes())
+def stale_plots(folder: Path, fresh: Path) -> list[Path]:
+    """The pictures in a folder that are missing, superfluous or of other data than those in ``fresh``, drawn anew."""
+    here, there = ({path.name: plots.data_digest(path) for path in each.glob("*.svg")} for each in (folder, fresh))
+    return [folder / name for name in sorted({*here, *there}) if here.get(name) != there.get(name, "")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: written, or with --check the same as it is; 1: not the same; 2: no records."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dogo_fast.bench.reports.page", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; say whether texts and pictures are as they would be"
-    )
+    parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.page")
+    parser.add_argument("--check", action="store_true", help="write nothing; are texts and pictures as they would be?")
     options = parser.parse_args(arguments)
     try:
         records = recorded()
         if not records:
             raise NotARecord(f"no record in {RESULTS}: make one with make bench")
         with tempfile.TemporaryDirectory() as scratch:
-            page = write_page(records, Path(scratch))
-            drawn = {path.name for path in Path(scratch).iterdir()}
-            readme = with_figures(README.read_text(), readme_figures(records, drawn))
+            texts = {
+                PAGE: write_page(records, Path(scratch)),
+                README: with_figures(README.read_text(), readme_figures(records)),
+            }
             stale = stale_plots(PLOTS, Path(scratch))
             if not options.check:
-                _replace_plots(PLOTS, Path(scratch))
+                shutil.rmtree(PLOTS, ignore_errors=True)
+                shutil.copytree(scratch, PLOTS)
     except NotARecord as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    texts: dict[Path, Any] = {PAGE: page, README: readme}
+    stale += [path for path, text in texts.items() if not path.is_file() or path.read_text() != text]
     if not options.check:
         for path, text in texts.items():
             path.write_text(text)
         return 0
-    stale += [path for path, text in texts.items() if not path.is_file() or path.read_text() != text]
     if stale:
         names = ", ".join(os.path.relpath(path, ROOT) for path in stale)
         print(f"not as the records make it: {names}: run make page", file=sys.stderr)

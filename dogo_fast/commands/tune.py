@@ -17,7 +17,7 @@ from dogo_fast.kernels.configurations import Configuration, Entry, Key, Table
 from dogo_fast.ops import tile_tables
 from dogo_fast.ops.backend import interpreting
 from dogo_fast.training.config import Metavar
-from dogo_fast.tuning.search import KERNELS, Choice, DefaultFailed, Problem, Tools, choose
+from dogo_fast.tuning.search import KERNELS, Choice, DefaultFailed, Tools, TunedSize, choose
 
 DType = Literal["bfloat16", "float16", "float32"]
 
@@ -47,16 +47,16 @@ class TuneConfig(Options):
     minutes: Minutes = None
     """Begin no further entry after so long."""
 
-    def problems(self) -> Iterator[Problem]:
+    def sizes(self) -> Iterator[TunedSize]:
         """One for every entry, the usual dtypes and small sizes first; a bucket that is named twice counts once."""
         seen = set()
         for dtype in self.dtypes:
             for width in self.widths:
                 for rows in self.rows:
-                    problem = Problem(dtype, width, rows)
-                    if problem.key("") not in seen:
-                        seen.add(problem.key(""))
-                        yield problem
+                    size = TunedSize(dtype, width, rows)
+                    if size.key("") not in seen:
+                        seen.add(size.key(""))
+                        yield size
 
 
 def read(words: Sequence[str], summary: str) -> Callable[[], None]:
@@ -109,7 +109,7 @@ def tune(
     tools: Tools,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Tune every problem and add each entry to ``out`` as soon as it is known; prints a line an entry. One whose
+    """Tune every size and add each entry to ``out`` as soon as it is known; prints a line an entry. One whose
     shipped tiles fail is left out, and its line says why.
 
     Args:
@@ -126,52 +126,49 @@ def tune(
     """
     merge(out, {})  # now, not after the first entry's minutes
     begun, done = clock(), 0
-    problems = list(config.problems())
+    sizes = list(config.sizes())
     try:
-        for number, problem in enumerate(problems):
+        for number, size in enumerate(sizes):
             if config.minutes is not None and clock() - begun > 60 * config.minutes:
-                print(
-                    f"{len(problems) - number} of {len(problems)} entries are left: "
-                    f"--minutes {config.minutes:g} are over"
-                )
+                print(f"{len(sizes) - number} of {len(sizes)} entries are left: --minutes {config.minutes:g} are over")
                 break
-            key = problem.key(architecture)
+            key = size.key(architecture)
             default = configurations.look_up(configurations.SHIPPED, key).configuration
             try:
-                choices = [choose(problem, kernel, default, tools, config.quick) for kernel in KERNELS]
+                choices = [choose(size, kernel, default, tools, config.quick) for kernel in KERNELS]
             except DefaultFailed as error:
-                tools.report(f"{_name(key, problem)}: not tuned, {error}")
+                tools.report(f"{_name(key, size)}: not tuned, {error}")
                 continue
             merge(
                 out,
-                {key: Entry(Configuration(*(choice.tile for choice in choices)), _record(problem, machine, choices))},
+                {key: Entry(Configuration(*(choice.tile for choice in choices)), _record(size, machine, choices))},
             )
             done += 1
-            tools.report(_line(key, problem, choices))
+            tools.report(_line(key, size, choices))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{done} of {len(problems)} entries are in {out}") from None
+        raise KeyboardInterrupt(f"{done} of {len(sizes)} entries are in {out}") from None
     print(f"{done} entries in {out}")
 
 
-def _record(problem: Problem, machine: dict[str, str], choices: Sequence[Choice]) -> dict[str, Any]:
+def _record(size: TunedSize, machine: dict[str, str], choices: Sequence[Choice]) -> dict[str, Any]:
     """How an entry was tuned; times in microseconds."""
     record: dict[str, Any] = {**machine, "date": datetime.date.today().isoformat()}
-    record |= {"columns": problem.columns, "rows": problem.rows}
+    record |= {"columns": size.columns, "rows": size.rows}
     for kernel, choice in zip(KERNELS, choices, strict=True):
         record[kernel] = {"median_us": round(choice.seconds * 1e6, 2), "ratio_to_default": round(choice.ratio, 4)}
     return record
 
 
-def _line(key: Key, problem: Problem, choices: Sequence[Choice]) -> str:
+def _line(key: Key, size: TunedSize, choices: Sequence[Choice]) -> str:
     parts = [
         f"{kernel} {choice.tile} {choice.seconds * 1e6:.1f} us ({choice.ratio:.3f} of the default's)"
         for kernel, choice in zip(KERNELS, choices, strict=True)
     ]
-    return f"{_name(key, problem)}: {'; '.join(parts)}"
+    return f"{_name(key, size)}: {'; '.join(parts)}"
 
 
-def _name(key: Key, problem: Problem) -> str:
-    return f"{key} (measured at {problem.rows} x {problem.columns})"
+def _name(key: Key, size: TunedSize) -> str:
+    return f"{key} (measured at {size.rows} x {size.columns})"
 
 
 def merge(path: Path, entries: Table) -> None:

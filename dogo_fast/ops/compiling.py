@@ -3,8 +3,9 @@
 import re
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,9 +20,11 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 """Of an A100, of an H100 (SXM) or H200, of a B200. Their number decides in how many parts a launch cuts the keys."""
 
 
-class Case(NamedTuple):
-    """One loss at one size; ``variant`` is "static", "online" (small temperatures), "learnt" (tensor temperatures) or
-    "rows". The augmentation is a case too: D is the side of images and views, ``variant`` the recipe."""
+@dataclass(frozen=True)
+class KernelCase:
+    """One loss at one size, to record and compile its kernels; ``variant`` is "static", "online" (small temperatures),
+    "learnt" (tensor temperatures) or "rows". The augmentation is a case too: D is the side of images and views,
+    ``variant`` the recipe."""
 
     loss: str
     dtype: str
@@ -31,7 +34,7 @@ class Case(NamedTuple):
 
 
 def launches(
-    case: Case, target: str, tiles: "Configuration | Table | None" = None, multiprocessors: int | None = None
+    case: KernelCase, target: str, tiles: "Configuration | Table | None" = None, multiprocessors: int | None = None
 ) -> list[Launch]:
     """The launches of one forward and backward pass of a loss on a target, recorded on tensors without memory; with
     the given tiles or those of a table, by default the shipped one, and for so many multiprocessors, by default those
@@ -68,7 +71,7 @@ def buffer_bytes(recorded: list[Launch]) -> int:
         inputs = ("p_a_1", "p_b_1", "p_a_2", "p_b_2") if launch.kernel.__name__ == "normalize_kernel" else ()
         for name, value in launch.values.items():
             if isinstance(value, torch.Tensor) and name not in inputs:
-                found[value.untyped_storage()._cdata, value.storage_offset(), value.shape] = value.nbytes
+                found[value.untyped_storage(), value.storage_offset(), value.shape] = value.nbytes
     return sum(found.values())
 
 

@@ -1,6 +1,7 @@
 """Every launch of a Triton kernel passes here, where tools and tests listen; on a real device or a pretended one."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -32,6 +33,10 @@ class Launch(NamedTuple):
         """The same without structs: a field of one goes by its own name, or field_n in place n of a tuple and where the
         struct is called name_n."""
         return dict(leaf for name, value in self.given.items() for leaf in _leaves(name, value))
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
 
     @property
     def tile(self) -> str:

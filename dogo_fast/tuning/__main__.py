@@ -13,7 +13,7 @@ import sys
 
 from dogo_fast.kernels.configurations import DTYPES
 from dogo_fast.tuning.compiling import HEADER, SHARED_LIMITS, STATIC_TARGETS, static_search
-from dogo_fast.tuning.search import KERNELS, Problem, all_tiles
+from dogo_fast.tuning.search import KERNELS, TunedSize, all_tiles
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
         for width in arguments.widths:
             for kernel in arguments.kernels:
                 tiles = (tile for tile in all_tiles() if tile.rows * tile.keys <= arguments.most)
-                problem = Problem(dtype, width, 256)
-                found = static_search(problem, kernel, arguments.targets, lambda line: print(line, flush=True), tiles)
+                size = TunedSize(dtype, width, 256)
+                found = static_search(size, kernel, arguments.targets, lambda line: print(line, flush=True), tiles)
                 print(f"{dtype} {width} {kernel}: {found or 'no tile fits'}", flush=True)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from dogo_fast.kernels.configurations import Configuration, Tile
-from dogo_fast.ops.compiling import Case, build, launches, resources
-from dogo_fast.tuning.search import OTHERS, TIMED, Outcome, Problem, all_tiles
+from dogo_fast.ops.compiling import KernelCase, build, launches, resources
+from dogo_fast.tuning.search import OTHERS, TIMED, Outcome, TunedSize, all_tiles
 
 SHARED_LIMITS = {
     "sm_80": 163,
@@ -26,7 +26,7 @@ SHARED_LIMITS = {
 STATIC_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 
-def compile_tile(case: Case, target: str, kernel: str, tile: Tile, multiprocessors: int | None = None) -> Outcome:
+def compile_tile(case: KernelCase, target: str, kernel: str, tile: Tile, multiprocessors: int | None = None) -> Outcome:
     """Compile the statistics or the gradient kernel of a case with a tile; whatever goes wrong is in the outcome.
 
     ``multiprocessors``: of the GPU that will run it, whose launch then finds the very same code in Triton's cache.
@@ -57,16 +57,16 @@ class Compilers:
         self.multiprocessors = multiprocessors
         self.pool = _new_pool()
 
-    def __call__(self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
+    def __call__(self, size: TunedSize, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]:
         loss, variant = what
-        case = Case(loss, problem.dtype, problem.columns, problem.rows, variant)
+        case = KernelCase(loss, size.dtype, size.columns, size.rows, variant)
         outcomes = self._compile(case, kernel, tiles)
         for place, tile in enumerate(tiles):
             if outcomes[place] is DIED:  # with another's process, perhaps
                 (outcomes[place],) = self._compile(case, kernel, [tile])
         return outcomes
 
-    def _compile(self, case: Case, kernel: str, tiles: Sequence[Tile]) -> list[Outcome]:
+    def _compile(self, case: KernelCase, kernel: str, tiles: Sequence[Tile]) -> list[Outcome]:
         """DIED for those that were not finished when a process died: its whole pool ends with it."""
         try:
             jobs = [
@@ -104,14 +104,14 @@ class Line(NamedTuple):
     """One line of the static search."""
 
     target: str
-    problem: Problem
+    size: TunedSize
     what: tuple[str, str]
     kernel: str
     tile: Tile
     outcome: Outcome
 
     def __str__(self) -> str:
-        dtype, columns, _ = self.problem
+        dtype, columns, _ = self.size
         loss, variant = self.what
         shared, registers, spilled, failure = self.outcome
         numbers = f"{registers!s:>6}{spilled!s:>7}{shared:>8}" if not failure else f"  {failure}"
@@ -129,18 +129,18 @@ HEADER = (
 
 
 def static_search(
-    problem: Problem,
+    size: TunedSize,
     kernel: str,
     targets: Sequence[str],
     report: Callable[[Line], None],
     tiles: Iterator[Tile] | None = None,
-    compile_one: Callable[[Case, str, str, Tile], Outcome] = compile_tile,
+    compile_one: Callable[[KernelCase, str, str, Tile], Outcome] = compile_tile,
 ) -> Tile | None:
     """The largest tile that no target spills with, in any of the losses and variants, and that fits the least shared
     memory among them; None where there is none.
 
     Args:
-        problem: dtype and columns; the number of rows decides only in how many parts the keys are cut.
+        size: dtype and columns; the number of rows decides only in how many parts the keys are cut.
         kernel: "statistics" or "gradient".
         targets: as "sm_90".
         report: called with every line there is to print.
@@ -148,23 +148,23 @@ def static_search(
         compile_one: replaced in tests.
     """
     for tile in all_tiles() if tiles is None else tiles:
-        if all(_fits(problem, kernel, target, tile, report, compile_one) for target in targets):
+        if all(_fits(size, kernel, target, tile, report, compile_one) for target in targets):
             return tile
     return None
 
 
 def _fits(
-    problem: Problem,
+    size: TunedSize,
     kernel: str,
     target: str,
     tile: Tile,
     report: Callable[[Line], None],
-    compile_one: Callable[[Case, str, str, Tile], Outcome],
+    compile_one: Callable[[KernelCase, str, str, Tile], Outcome],
 ) -> bool:
     for what in (TIMED, *OTHERS):
-        case = Case(what[0], problem.dtype, problem.columns, problem.rows, what[1])
+        case = KernelCase(what[0], size.dtype, size.columns, size.rows, what[1])
         outcome = compile_one(case, target, kernel, tile)
-        report(Line(target, problem, what, kernel, tile, outcome))
+        report(Line(target, size, what, kernel, tile, outcome))
         if outcome.rejection(1024 * SHARED_LIMITS[target]):
             return False
     return True

@@ -11,7 +11,7 @@ from dogo_fast.kernels.configurations import Configuration, Key, Tile
 
 KERNELS = Configuration._fields
 TIMED = ("dogo_loss", "static")
-"""The loss and variant (see ops.compiling.Case) whose time decides."""
+"""The loss and variant (see ops.compiling.KernelCase) whose time decides."""
 OTHERS = (("dogo_loss", "learnt"), ("nt_xent", "rows"), ("similarity_kl", "learnt"))
 """What else must compile without spilling: "learnt" holds the most numbers, the parts are compiled differently."""
 WARPS = (4, 8)
@@ -30,7 +30,7 @@ MARGIN = 0.02
 the clock alone makes a difference."""
 
 
-class Problem(NamedTuple):
+class TunedSize(NamedTuple):
     """What is tuned: the loss of ``rows`` rows a view of ``columns`` columns, both peers alike."""
 
     dtype: str
@@ -73,18 +73,16 @@ class DefaultFailed(RuntimeError):
 
 
 class Compile(Protocol):
-    """Compiles one kernel of a problem with each tile, for the GPU that is tuned; never raises for a tile."""
+    """Compiles one kernel of a size with each tile, for the GPU that is tuned; never raises for a tile."""
 
-    def __call__(
-        self, problem: Problem, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]
-    ) -> list[Outcome]: ...
+    def __call__(self, size: TunedSize, kernel: str, tiles: Sequence[Tile], what: tuple[str, str]) -> list[Outcome]: ...
 
 
 class Time(Protocol):
     """Runs the pass that a kernel belongs to with each configuration; in a round every one has its turn. Never raises
     for a configuration."""
 
-    def __call__(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]: ...
+    def __call__(self, size: TunedSize, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]: ...
 
 
 class Choice(NamedTuple):
@@ -134,7 +132,7 @@ def is_faster(seconds: Sequence[float], default: Sequence[float]) -> bool:
     return 4 * sum(won) >= 3 * len(won) > 0
 
 
-def choose(problem: Problem, kernel: str, default: Configuration, tools: Tools, quick: bool) -> Choice:
+def choose(size: TunedSize, kernel: str, default: Configuration, tools: Tools, quick: bool) -> Choice:
     """The fastest tile of one kernel near the default, that no loss spills with; the default itself unless one is
     faster beyond noise.
 
@@ -144,37 +142,37 @@ def choose(problem: Problem, kernel: str, default: Configuration, tools: Tools, 
     usual: Tile = getattr(default, kernel)
     tiles = candidates(usual, REACH[quick])
     fitting = []
-    for tile, outcome in zip(tiles, tools.compile(problem, kernel, tiles, TIMED), strict=True):
+    for tile, outcome in zip(tiles, tools.compile(size, kernel, tiles, TIMED), strict=True):
         if reason := outcome.rejection(tools.shared_limit):
             tools.report(f"  {kernel} {tile}: left out, {reason}")
         else:
             fitting.append(tile)
     rounds, more_rounds = ROUNDS[quick]
-    first = _times(tools, problem, kernel, default, fitting, rounds) if fitting else {}
+    first = _times(tools, size, kernel, default, fitting, rounds) if fitting else {}
     finalists = sorted((tile for tile in first if tile != usual), key=lambda tile: statistics.median(first[tile]))
-    times = _times(tools, problem, kernel, default, finalists[:FINALISTS], more_rounds)
+    times = _times(tools, size, kernel, default, finalists[:FINALISTS], more_rounds)
     usual_median = statistics.median(times[usual])
     for tile in sorted(times, key=lambda tile: statistics.median(times[tile])):
         if not is_faster(times[tile], times[usual]):
             continue
-        if reason := _rejection_elsewhere(tools, problem, kernel, tile):
+        if reason := _rejection_elsewhere(tools, size, kernel, tile):
             tools.report(f"  {kernel} {tile}: left out, {reason}")
             continue
         return Choice(tile, statistics.median(times[tile]), statistics.median(times[tile]) / usual_median)
     return Choice(usual, usual_median, 1.0)
 
 
-def _rejection_elsewhere(tools: Tools, problem: Problem, kernel: str, tile: Tile) -> str:
+def _rejection_elsewhere(tools: Tools, size: TunedSize, kernel: str, tile: Tile) -> str:
     """Why the other losses and variants cannot have a tile."""
     for what in OTHERS:
-        reason = tools.compile(problem, kernel, [tile], what)[0].rejection(tools.shared_limit)
+        reason = tools.compile(size, kernel, [tile], what)[0].rejection(tools.shared_limit)
         if reason:
             return f"{' '.join(what)} {reason}"
     return ""
 
 
 def _times(
-    tools: Tools, problem: Problem, kernel: str, default: Configuration, tiles: Sequence[Tile], rounds: int
+    tools: Tools, size: TunedSize, kernel: str, default: Configuration, tiles: Sequence[Tile], rounds: int
 ) -> dict[Tile, Sequence[float]]:
     """Of the default, and of every tile in its place that can be run.
 
@@ -182,7 +180,7 @@ def _times(
         DefaultFailed: see ``choose``.
     """
     tried = [default, *(default._replace(**{kernel: tile}) for tile in tiles)]
-    usual, *others = tools.time(problem, kernel, tried, rounds)
+    usual, *others = tools.time(size, kernel, tried, rounds)
     if not usual.seconds:
         raise DefaultFailed(f"the shipped tiles of the {kernel} kernel, {getattr(default, kernel)}, {usual.failure}")
     times = {getattr(default, kernel): usual.seconds}

@@ -1,20 +1,20 @@
 """Timing tiles on a GPU: a CUDA graph of several passes for each, replayed in turn between two events."""
 
-import contextlib
 import functools
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from dogo_fast import measuring
 from dogo_fast.kernels.configurations import Configuration
+from dogo_fast.measuring import captured, seconds_on_gpu
 from dogo_fast.ops import core, tile_tables
 from dogo_fast.ops.launches import device_of
 from dogo_fast.ops.library import DOGO_LOSS
 from dogo_fast.ops.problem import VALUES
-from dogo_fast.tuning.search import Problem, Run
+from dogo_fast.tuning.search import Run, TunedSize
 
 GRAPH_SECONDS = 2e-3
 """What a graph should take: long beside the events' resolution of half a microsecond and the launch of the graph."""
@@ -32,8 +32,8 @@ class GraphTimer:
     kernel after it merges; the gradient kernel's that of the whole backward pass.
     """
 
-    def __call__(self, problem: Problem, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
-        run = _or_why(lambda: _pass_of(problem, kernel, tried[0]))
+    def __call__(self, size: TunedSize, kernel: str, tried: Sequence[Configuration], rounds: int) -> list[Run]:
+        run = _or_why(lambda: _pass_of(size, kernel, tried[0]))
         if isinstance(run, str):
             return [Run(failure=run)] * len(tried)
         graphs = [_or_why(functools.partial(_capture, run, configuration)) for configuration in tried]
@@ -62,11 +62,11 @@ def _or_why(call: Callable[[], Result]) -> Result | str:
         return f"cannot be run: {type(error).__name__} {said[:200]}"
 
 
-def _pass_of(problem: Problem, kernel: str, default: Configuration) -> Callable[[], Any]:
+def _pass_of(size: TunedSize, kernel: str, default: Configuration) -> Callable[[], Any]:
     """The pass of a kernel; the backward pass is of what a forward pass with the default left."""
     source = torch.Generator("cuda").manual_seed(0)
-    dtype = getattr(torch, problem.dtype)
-    shape = (problem.rows, problem.columns)
+    dtype = getattr(torch, size.dtype)
+    shape = (size.rows, size.columns)
     views = [torch.randn(shape, generator=source, device="cuda").to(dtype) for _ in range(4)]
     if kernel == "statistics":
         return lambda: core.forward(DOGO_LOSS, *views, *SETTINGS)
@@ -76,38 +76,19 @@ def _pass_of(problem: Problem, kernel: str, default: Configuration) -> Callable[
     return lambda: core.backward(DOGO_LOSS, *upstream, *saved, *views, *SETTINGS)
 
 
-def _capture(run: Callable[[], Any], configuration: Configuration) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A graph and how many passes are in it."""
-    # a capture that fails can leave its stream behind as the current one
-    with tile_tables.forced(configuration), torch.cuda.stream(torch.cuda.current_stream()):
+def _capture(run: Callable[[], Any], configuration: Configuration) -> tuple[Callable[[], None], int]:
+    """A graph of several passes, and how many are in it."""
+    with tile_tables.forced(configuration):
         run()  # compiles
-        start, stop = _events()
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        once = start.elapsed_time(stop) / 1e3
-        passes = max(1, min(MOST_PASSES, round(GRAPH_SECONDS / max(once, 1e-6))))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(passes):
-                run()
-        graph.replay()
-        torch.cuda.synchronize()
-    return graph, passes
+        passes = max(1, min(MOST_PASSES, round(GRAPH_SECONDS / max(seconds_on_gpu([run]), 1e-6))))
+        replay = captured(lambda: [run() for _ in range(passes)])
+    replay()
+    torch.cuda.synchronize()
+    return replay, passes
 
 
-def _replay(graph: torch.cuda.CUDAGraph, passes: int) -> float:
-    start, stop = _events()
-    start.record()
-    graph.replay()
-    stop.record()
-    stop.synchronize()
-    return float(start.elapsed_time(stop)) / 1e3 / passes
-
-
-def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+def _replay(graph: Callable[[], None], passes: int) -> float:
+    return seconds_on_gpu([graph]) / passes
 
 
 def present_architecture() -> str:
@@ -128,18 +109,9 @@ def shared_limit() -> int:
 
 def about_the_machine() -> dict[str, str]:
     """What a tuned entry says of where it was tuned."""
-    import triton
-
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": _driver_version(),
+        "driver": measuring.driver() or f"for CUDA {torch.version.cuda}",
         "torch": str(torch.__version__),
-        "triton": triton.__version__,
+        "triton": str(measuring.version("triton")),
     }
-
-
-def _driver_version() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
-    return f"for CUDA {torch.version.cuda}"

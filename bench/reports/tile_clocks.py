@@ -1,0 +1,200 @@
+"""Clocks of a tile: the loops of the machine code matched with the tiles of a launch, and clocks of each pipe.
+
+Tiles an iteration: the counted FLOP of an iteration, divided by those of a tile (work.py.tile_loops), must be a
+whole number, and its exponentials must agree. A loop within an iteration (rows of several chunks) runs as often as the
+products need that are missing then. Products of float32 in full precision are FFMA and are matched within a tenth.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..work import TileLoop, tile_loops
+from .machine_code import WARP, Counts, Instruction, Loop, count
+
+MOST_TILES = 8
+"""Tiles that an iteration may have after unrolling."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a multiprocessor does in a clock, and what it holds.
+
+    Args:
+        products: FLOP on the tensor cores, without sparsity, by operand type.
+        fp32_lanes: additions, multiplications or both fused, of float32.
+        integer_lanes: integer additions, logic, comparisons, minima, selections; integer multiply-adds as well.
+        special_lanes: exponentials, reciprocals, and conversions between integers and floats.
+        shared_bytes: through shared memory.
+        issue: instructions of a warp.
+    """
+
+    products: Mapping[str, int]
+    fp32_lanes: int
+    integer_lanes: int = 64
+    special_lanes: int = 16
+    shared_bytes: int = 128
+    issue: int = 4
+
+    def product_rate(self, dtype: str) -> int:
+        """FLOP a clock of products; of float32 in full precision, on the ordinary lanes."""
+        return 2 * self.fp32_lanes if dtype == "F32" else self.products[dtype]
+
+
+# Throughputs a clock and multiprocessor: CUDA C++ Programming Guide, "Arithmetic Instructions", table of native
+# arithmetic instructions (lanes). Tensor cores:
+# NVIDIA's A100 and H100 architecture papers (1024 and 2048 dense fp16 multiply-adds). Shared memory: 32 banks of 4
+# bytes. Conversions share the special-function unit: Nsight Compute's documentation of the XU pipe.
+ARCHITECTURES = {
+    "sm_80": Architecture({"BF16": 2048, "F16": 2048, "TF32": 1024}, fp32_lanes=64),
+    "sm_90": Architecture({"BF16": 4096, "F16": 4096, "TF32": 2048}, fp32_lanes=128),
+}
+OPERANDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+PIPES = ("tensor", "special", "fp32", "integer", "issue", "shared")
+
+
+def pipe_clocks(counts: Counts, warps: int, architecture: Architecture) -> dict[str, float]:
+    """Clocks for which each pipe of a multiprocessor is busy with the counts of each of a program's warps."""
+    lanes, classes = WARP * warps, counts.classes
+    multiply = classes["multiply"] * lanes
+    special = classes["exp2"] + classes["special"] + classes["conversion"]
+    return {
+        "tensor": sum(flop * warps / architecture.products[dtype] for dtype, flop in counts.flop.items()),
+        "special": special * lanes / architecture.special_lanes,
+        # integer multiply-adds run on these lanes too, at the integers' rate
+        "fp32": max((counts.fp32 * lanes + multiply) / architecture.fp32_lanes, multiply / architecture.integer_lanes),
+        "integer": (classes["integer"] + classes["packing"]) * lanes / architecture.integer_lanes,
+        "issue": counts.issued * warps / architecture.issue,
+        "shared": (counts.bank_bytes * warps + 4 * classes["shuffle"] * lanes) / architecture.shared_bytes,
+    }
+
+
+class LoopPrediction(BaseModel):
+    """One loop over tiles. ``clocks``: of a multiprocessor for one tile, by pipe; ``in_turns``: if products took turns
+    with the rest; ``per_element``: of the counts."""
+
+    name: str
+    tiles_an_iteration: int
+    clocks: dict[str, float]
+    in_turns: float
+    per_element: dict[str, float]
+
+    @property
+    def overlapped(self) -> float:
+        """Clocks of the busiest pipe."""
+        return max(self.clocks.values())
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a kernel's loops are matched against: the launch's kinds of tiles, and how a program sees one."""
+
+    rows: int
+    keys: int
+    warps: int
+    kinds: list[TileLoop]
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.keys
+
+    def flop(self, kind: TileLoop) -> float:
+        """Of one warp for one tile."""
+        return 2 * self.elements * sum(kind.widths) / self.warps
+
+
+def _product_signature(instructions: list[Instruction]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for each in instructions:
+        if each.kind == "product":
+            out[each.opcode] = out.get(each.opcode, 0) + 1
+    return out
+
+
+def _trips(own: list[Instruction], inner: list[Loop], kind: TileLoop, tiles: Tiles) -> list[int]:
+    """How often each loop over chunks of columns runs in a tile: as often as a product has chunks, less the chunks
+    that were peeled off into the tile's own code, seen by the same product instructions. Loops that look alike share
+    what was peeled off evenly."""
+    whole = 2 * tiles.elements * max(kind.widths) / tiles.warps
+    paths = [each.path()[0] for each in inner]
+    signatures = [_product_signature(path) for path in paths]
+    outside = _product_signature(own)
+    out = []
+    for index, (path, signature) in enumerate(zip(paths, signatures, strict=True)):
+        flop = sum(count(path).flop.values())
+        if not flop:  # ordinary lanes: what the tile's own code lacks, shared evenly
+            missing = tiles.flop(kind) / (2 * WARP) - count(own).fused
+            out.append(max(0, round(missing / sum(count(each).fused for each in paths))))
+            continue
+        opcode = next(iter(signature))
+        alike = sum(opcode in each for each in signatures)
+        before = sum(opcode in each for each in signatures[:index])
+        chunks = outside.get(opcode, 0) // signature[opcode]
+        out.append(round(whole / flop) - (chunks + alike - 1 - before) // alike)
+    return out
+
+
+def _match(loop: Loop, tiles: Tiles) -> tuple[TileLoop, int, Counts] | None:
+    """(kind of tile, tiles an iteration, counts of an iteration) of a loop; None if it is none of the kinds."""
+    own, passed = loop.path()
+    inner = [each for each in passed if not each.is_wait]
+    best: tuple[float, TileLoop, int, Counts] | None = None
+    for kind in tiles.kinds:
+        repeated = zip(inner, _trips(own, inner, kind, tiles), strict=True)
+        counts = count([*own, *(each for loop, trips in repeated for each in loop.path()[0] * trips)])
+        for number in range(1, MOST_TILES + 1):
+            off = _product_mismatch(counts, tiles.flop(kind) * number)
+            wanted = kind.exponentials * number * tiles.elements / (WARP * tiles.warps)
+            off_exponentials = abs(counts.classes["exp2"] / wanted - 1)
+            if off <= 1 and off_exponentials <= 0.25 and (best is None or off + off_exponentials < best[0]):
+                best = off + off_exponentials, kind, number, counts
+    return best[1:] if best else None
+
+
+def _lane_flop(counts: Counts, flop: float) -> int:
+    """FLOP of products on the ordinary lanes: FFMA count as such where the tensor cores' are short of those wanted."""
+    return 0 if sum(counts.flop.values()) > 0.99 * flop else counts.fused * 2 * WARP
+
+
+def _product_mismatch(counts: Counts, flop: float) -> float:
+    """From 0, as many as wanted, to 1, the most that is accepted, and beyond."""
+    tensor = sum(counts.flop.values())
+    if lanes := _lane_flop(counts, flop):
+        return abs(lanes / (flop - tensor) - 1) / 0.1
+    return abs(tensor / flop - 1) * 1e6
+
+
+def predict_loop(loop: Loop, tiles: Tiles, architecture: Architecture) -> LoopPrediction | None:
+    """Clocks of a tile in a loop; None if it is not one over tiles."""
+    found = _match(loop, tiles)
+    if found is None:
+        return None
+    kind, number, counts = found
+    clocks = {pipe: value / number for pipe, value in pipe_clocks(counts, tiles.warps, architecture).items()}
+    operands = counts.operand_bytes * tiles.warps / architecture.shared_bytes / number
+    others = dict(clocks, tensor=0.0, shared=clocks["shared"] - operands)
+    elements = number * tiles.elements / (WARP * tiles.warps)  # of one thread
+    flop = sum(counts.flop.values()) + _lane_flop(counts, tiles.flop(kind) * number)
+    of_a_thread = {"flop": flop / WARP, "exp2": counts.classes["exp2"], "fp32": counts.fp32, "issued": counts.issued}
+    return LoopPrediction(
+        name=kind.name,
+        tiles_an_iteration=number,
+        clocks=clocks,
+        in_turns=max(clocks["tensor"], operands) + max(others.values()),
+        per_element={name: value / elements for name, value in of_a_thread.items()},
+    )
+
+
+def kinds_of_tiles(kernel: str, values: Mapping[str, Any]) -> list[TileLoop]:
+    """Kinds of tiles by their work: those of peers of the same width, for instance, are alike."""
+    out: dict[tuple[Any, ...], TileLoop] = {}
+    for loop in tile_loops(kernel, values):
+        key = (loop.widths, loop.exponentials)
+        before = out.get(key)
+        name = loop.name.split(", peer")[0]
+        if before is not None:
+            name = before.name if name in before.name else f"{before.name}, {name}"
+        out[key] = loop._replace(name=name, tiles=loop.tiles + (before.tiles if before else 0))
+    return list(out.values())
