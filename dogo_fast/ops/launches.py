@@ -51,8 +51,8 @@ def _leaves(name: str, value: Any, suffix: str = "") -> Iterator[tuple[str, Any]
     if not isinstance(value, tuple):
         yield name + suffix, value
     elif hasattr(value, "_fields"):
-        _, _, number = name.rpartition("_")
-        suffix = f"_{number}" if number.isdigit() else suffix
+        _, _, last = name.rpartition("_")
+        suffix = f"_{last}" if last.isdigit() else suffix
         for field, each in zip(value._fields, value, strict=True):
             yield from _leaves(field, each, suffix)
     else:
