@@ -123,7 +123,7 @@ def recorded(request: pytest.FixtureRequest) -> Any:
 def own_memory() -> Any:
     """What a case leaves behind is not the next one's."""
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -90,7 +90,7 @@ def _broadcast(loss: str) -> Callable[[int, int, int], float]:
 
 
 def _compiled(loss: str, mode: str | None) -> Loss:
-    torch._dynamo.reset()  # else the second shape is compiled for all shapes, which is slower
+    torch.compiler.reset()  # else the second shape is compiled for all shapes, which is slower
     compiled: Loss = torch.compile(dense(loss), mode=mode, dynamic=False)
     return compiled
 

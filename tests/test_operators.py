@@ -97,7 +97,7 @@ def compiled_losses() -> list[Any]:
 def test_compile_has_no_graph_break_and_gives_the_same_values(
     device: torch.device, dynamic: bool, loss: Callable[..., Tensor]
 ) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiler = "inductor" if loss.__name__ == "dogo" else "aot_eager"
     compiled = torch.compile(
         lambda *inputs: 2 * loss(*(1.5 * x for x in inputs)), fullgraph=True, dynamic=dynamic, backend=compiler
@@ -125,7 +125,7 @@ def test_a_compiled_graph_is_not_found_again_after_the_layout_of_saved_buffers_c
             graphs.append(module.code)
             return module.forward
 
-        torch._dynamo.reset()
+        torch.compiler.reset()
         torch.compile(loss, fullgraph=True, backend=keep)(*inputs_of(device))
         assert len(graphs) == 1
         return graphs[0]

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from torch.utils.data._utils import signal_handling
 
 from dogo_fast.data.source import ImageSource
 from dogo_fast.errors import DamagedImageError, UserError
+from dogo_fast.private import forget_workers
 
 LOG = logging.getLogger("dogo_fast")
 CHUNK = 128
@@ -117,10 +117,7 @@ def run_loader(loader: "DataLoader[Any]") -> Iterator[Chunk]:
         iterator: Any = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    if getattr(iterator, "_worker_pids_set", False):
-        signals: Any = signal_handling
-        signals._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
+    forget_workers(iterator)
     return iter(iterator)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 import torch
 from torch import Tensor
 
-from dogo_fast import validation
+from dogo_fast import private, validation
 from dogo_fast.ops import extension
 
 BACKENDS = ("auto", "triton", "cpp", "reference")
@@ -16,6 +16,9 @@ AUTOCAST_DEVICES = frozenset(
     kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)
 )
 """Kinds of device that autocast knows; asked here, since torch.compile of torch 2.11 cannot trace the question."""
+
+for _function in (extension.load, extension.available):
+    private.constant_to_compile(_function)
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUSED = ("triton", "cpp")

@@ -236,12 +236,6 @@ def available() -> bool:
     return True
 
 
-# torch.compile is to call these while it traces and keep the answer. This is what torch.compiler.assume_constant_result
-# does, which would import the compiler, seconds long, into every process.
-load._dynamo_marked_constant = True  # type: ignore[attr-defined]
-available._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def build(unusable: tuple[int, int, int] | None = None) -> Path:
     """The library for this processor in the cache, compiled if it is not there yet; other processes wait meanwhile.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dogo_fast import private
 from dogo_fast.errors import DivergedError
 from dogo_fast.training.step import Meters
 
@@ -109,7 +110,7 @@ def check_weights(peers: Iterable[nn.Module], steps: int, epoch: int) -> None:
         DivergedError: a weight that is not finite, after so many steps, in this epoch.
     """
     parameters = [parameter.detach() for peer in peers for parameter in peer.parameters()]
-    if not torch.stack(torch._foreach_norm(parameters, torch.inf)).isfinite().all():
+    if not torch.stack(private.foreach_norm(parameters, torch.inf)).isfinite().all():
         raise DivergedError(
             f"the weights are not finite after step {steps} (epoch {epoch}); a lower `learning_rate` may help"
         )

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dogo_fast import private
+
 LARS_TRUST = 1e-3
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(private.ScalesItself, torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888), with momentum.
 
     For a weight w of two dimensions or more, with gradient g:
@@ -32,8 +34,6 @@ class LARS(torch.optim.Optimizer):
         weight_decay: λ ≥ 0.
         trust: η > 0.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -60,27 +60,27 @@ class LARS(torch.optim.Optimizer):
         gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if grad_scale is not None:
-            torch._foreach_div_(gradients, grad_scale)
+            private.foreach_div_(gradients, grad_scale)
         matrices = [index for index, parameter in enumerate(parameters) if parameter.dim() > 1]
         if matrices:
             weights, directions = [parameters[i] for i in matrices], [gradients[i] for i in matrices]
-            torch._foreach_add_(directions, weights, alpha=group["weight_decay"])
-            weight_norms = torch.stack(torch._foreach_norm(weights))
-            norms = torch.stack(torch._foreach_norm(directions))
+            private.foreach_add_(directions, weights, alpha=group["weight_decay"])
+            weight_norms = torch.stack(private.foreach_norm(weights))
+            norms = torch.stack(private.foreach_norm(directions))
             adapted = group["trust"] * weight_norms / norms
             trusts = torch.where((weight_norms > 0) & (norms > 0), adapted, 1.0)
-            torch._foreach_mul_(directions, list(trusts.unbind()))
+            private.foreach_mul_(directions, list(trusts.unbind()))
         velocities = [self._velocity(parameter) for parameter in parameters]
-        updated = list(torch._foreach_mul(velocities, group["momentum"]))
-        torch._foreach_add_(updated, gradients)
+        updated = list(private.foreach_mul(velocities, group["momentum"]))
+        private.foreach_add_(updated, gradients)
         rate = torch.as_tensor(group["lr"])
         if found_inf is not None:
             keeps = found_inf.squeeze() > 0
             updated = [torch.where(keeps, old, new) for old, new in zip(velocities, updated, strict=True)]
             rate = torch.where(keeps, 0.0, rate)
-        torch._foreach_copy_(velocities, updated)
-        torch._foreach_mul_(updated, -rate.to(updated[0].device))
-        torch._foreach_add_(parameters, updated)
+        private.foreach_copy_(velocities, updated)
+        private.foreach_mul_(updated, -rate.to(updated[0].device))
+        private.foreach_add_(parameters, updated)
 
     def _velocity(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

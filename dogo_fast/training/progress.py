@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from dogo_fast.data import DataSet, ImageSource
 from dogo_fast.errors import UserError
 from dogo_fast.philox import derive_seed
+from dogo_fast.private import tree_map_only
 from dogo_fast.training.checkpoint import FOLDER, CheckpointFolder, find_checkpoint, run_of
 from dogo_fast.training.config import FREE_ON_RESUME, PretrainConfig
 from dogo_fast.training.run_folder import RunFolder, run_settings

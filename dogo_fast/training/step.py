@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dogo_fast import private
 from dogo_fast.data import Batch
 from dogo_fast.peers import Peer, PeerOutput
 from dogo_fast.training.objectives import Objective
@@ -211,7 +212,7 @@ class TrainingStep:
                 torch.cuda.synchronize(self.device)
                 self.graph = None
                 if self.scaler.is_enabled():
-                    self.scaler._per_optimizer_states.clear()  # left half-way through a step
+                    private.abandon_step(self.scaler)
                 reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
                 warnings.warn(
                     f"the step cannot be captured as a CUDA graph and runs in eager, which is slower: {reason}",
@@ -255,8 +256,7 @@ class TrainingStep:
             for state in optimiser.state.values():
                 found += [value for value in state.values() if isinstance(value, Tensor)]
         if self.scaler.is_enabled():
-            assert self.scaler._scale is not None and self.scaler._growth_tracker is not None
-            found += [self.scaler._scale, self.scaler._growth_tracker]
+            found += private.scaler_tensors(self.scaler)
         return {id(tensor): tensor for tensor in found}
 
 
