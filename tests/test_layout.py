@@ -1,5 +1,6 @@
 """The house: every module has one name, whether the package is run from a checkout or installed."""
 
+import ast
 import importlib
 import os
 import subprocess
@@ -55,3 +56,13 @@ def test_there_is_one_class_behind_a_name() -> None:
         if file and ROOT in Path(file).resolve().parents and name.partition(".")[0] in ("dogo_fast", *GIVEN):
             assert files.setdefault(str(Path(file).resolve()), name) == name
     assert len(files) > 60
+
+
+def test_no_function_has_more_than_twelve_parameters() -> None:
+    """What belongs together is a struct."""
+    for folder in (ROOT / "dogo_fast", *(ROOT / name for name in GIVEN)):
+        for path in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    names = [each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.arg != "self"]
+                    assert len(names) <= 12, f"{path}: {node.name} has {len(names)} parameters"

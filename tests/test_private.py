@@ -96,7 +96,11 @@ def test_workers_that_are_forgotten_may_die() -> None:
     assert not iterator._worker_pids_set, SEEN
 
 
-@pytest.mark.parametrize("path", sorted(path for folder in FOLDERS for path in folder.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for folder in FOLDERS for path in folder.rglob("*.py")),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_no_other_module_names_what_is_private_in_torch(path: Path) -> None:
     if path.name == "private.py":
         return
