@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from torch.utils.data._utils import signal_handling
 
 __all__ = [
     "ScalesItself",
@@ -60,8 +61,6 @@ def abandon_step(scaler: torch.amp.GradScaler) -> None:
 def forget_workers(iterator: Any) -> None:
     """The death of a DataLoader's workers is from now on no error of this process, which torch's handler of SIGCHLD
     would make of it."""
-    from torch.utils.data._utils import signal_handling
-
     signals: Any = signal_handling
     if getattr(iterator, "_worker_pids_set", False):
         signals._remove_worker_pids(id(iterator))

@@ -64,5 +64,6 @@ def test_no_function_has_more_than_twelve_parameters() -> None:
         for path in folder.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.FunctionDef):
-                    names = [each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.arg != "self"]
+                    parameters = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                    names = [each.arg for each in parameters if each.arg != "self"]
                     assert len(names) <= 12, f"{path}: {node.name} has {len(names)} parameters"

@@ -17,7 +17,7 @@ AUTOCAST_DEVICES = frozenset(
 )
 """Kinds of device that autocast knows; asked here, since torch.compile of torch 2.11 cannot trace the question."""
 
-for _function in (extension.load, extension.available):
+for _function in (extension.load, extension.available):  # here: setup.py reads extension.py where there is no torch
     private.constant_to_compile(_function)
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
