@@ -71,7 +71,7 @@ compile-report: $(VENV)/.installed-train
 
 # What limits each kernel, from its machine code; some minutes.
 roofline: $(VENV)/.installed-train
-	$(BIN)/python -m dogo_fast.bench.reports.roofline --out bench/results/roofline-sm_90 $(ARGS)
+	$(BIN)/python -m dogo_fast.bench.reports.roofline --out bench/results/roofline-sm_90.json $(ARGS)
 
 # The documentation as a site: build/site/index.html.
 docs: $(VENV)/.installed-docs

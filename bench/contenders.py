@@ -8,7 +8,6 @@ no loss that leaves a row's similarity with itself out, so neither computes an N
 """
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,15 +39,15 @@ def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contende
 
 def _contender(name: str, loss: str) -> Contender:
     if name in COMPILED:
-        return Contender(name, lambda: _compiled(loss, COMPILED[name]), takes=_square_matrices(2))
+        return Contender(name, lambda: _compiled(loss, COMPILED[name]))
     if name == "dense":
-        return Contender(name, lambda: dense(loss), takes=_square_matrices(3))
-    prepare, takes = {
-        "lightly": (lambda: _of_parts(loss, _lightly(), _dense_kl), _square_matrices(4)),
-        "metric-learning": (lambda: _of_parts(loss, _metric_learning(), _dense_kl), _pairs_by_negatives),
-        "authors": (lambda: _of_parts(loss, _authors_nt_xent, _authors_kl), _broadcast(loss)),
+        return Contender(name, lambda: dense(loss))
+    prepare = {
+        "lightly": lambda: _of_parts(loss, _lightly(), _dense_kl),
+        "metric-learning": lambda: _of_parts(loss, _metric_learning(), _dense_kl),
+        "authors": lambda: _of_parts(loss, _authors_nt_xent, _authors_kl),
     }[name]
-    return Contender(name, prepare, capturable=False, takes=takes)
+    return Contender(name, prepare, capturable=False)
 
 
 def dense(loss: str) -> Loss:
@@ -71,22 +70,6 @@ def _formula(loss: str, module: Any, **options: Any) -> Loss:
         ),
     }
     return formulas[loss]
-
-
-def _square_matrices(count: float) -> Callable[[int, int, int], float]:
-    """Bytes of so many [2N, 2N] matrices."""
-    return lambda N, D, itemsize: count * 4 * N**2 * itemsize
-
-
-def _pairs_by_negatives(N: int, D: int, itemsize: int) -> float:
-    """Each positive pair beside all negative ones: 88 MB at N = 64, ten matrices of 8 N³ numbers."""
-    return 80.0 * N**3 * itemsize
-
-
-def _broadcast(loss: str) -> Callable[[int, int, int], float]:
-    """So many tensors of the size of [N, N, D], as measured at N = 256: 1.1 GiB of the whole loss in float32."""
-    tensors = {"dogo_loss": 35, "nt_xent": 24, "similarity_kl": 6}[loss]
-    return lambda N, D, itemsize: tensors * N**2 * D * itemsize
 
 
 def _compiled(loss: str, mode: str | None) -> Loss:

@@ -4,14 +4,14 @@ python -m dogo_fast.bench.tables FILE.json
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from . import records
 from .contenders import CONTENDERS
-from .records import PLACES, Info, KernelInfo, KernelsInfo, LossInfo, NotARecord, Record, ViewsInfo, load
+from .records import PLACES, Info, KernelsInfo, LossInfo, NotARecord, Record, ViewsInfo, load
 from .work import PASSES, Shape, bound
 
 TITLES = {
@@ -26,9 +26,6 @@ RATED: dict[type[records.RatedInfo], str] = {
 }
 """Titles of the kinds of benchmarks that have a rate."""
 MISSING = "–"
-
-Predict = Callable[[KernelInfo, KernelsInfo], Sequence[float]]
-"""Seconds of a kernel, all pipes busy at once and in turns; none where nothing is known."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -136,14 +133,9 @@ def phase_table(infos: Sequence[records.StepInfo]) -> list[str]:
     return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
 
 
-def unforeseen(kernel: KernelInfo, measured: KernelsInfo) -> Sequence[float]:
-    """In place of what a kernel's machine code predicts, which developers alone have (bench/reports/roofline.py)."""
-    return ()
-
-
-def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
-    """Each kernel on a GPU: its time, what its machine code predicts, its bound, and the percent reached."""
-    head = ["", "dtype", "D", "N", "kernel", "tile", "µs", "predicted, µs", "bound, µs", "limiter", "% of bound"]
+def kernel_table(found: Iterable[KernelsInfo]) -> list[str]:
+    """Each kernel on a GPU: its time, its bound, and the percent reached."""
+    head = ["", "dtype", "D", "N", "kernel", "tile", "µs", "bound, µs", "limiter", "% of bound"]
     rows = []
     for measured in found:
         case = measured.case
@@ -153,8 +145,7 @@ def kernel_table(found: Iterable[KernelsInfo], predict: Predict) -> list[str]:
         for kernel in measured.kernels:
             limiter, bound_seconds = max(kernel.bound.items(), key=lambda item: item[1])
             tile = f"{kernel.tile}, {kernel.warps} warps".removeprefix(", ")
-            predicted = " to ".join(number(1e6 * value) for value in predict(kernel, measured)) or MISSING
-            times = [spread(kernel.seconds, 1e6), predicted, number(1e6 * bound_seconds)]
+            times = [spread(kernel.seconds, 1e6), number(1e6 * bound_seconds)]
             percent = f"{100 * bound_seconds / kernel.seconds.median:.0f}"
             rows.append([*what, kernel.kernel.removesuffix("_kernel"), tile, *times, limiter, percent])
     return table(head, rows)
@@ -172,7 +163,7 @@ def rates_table(infos: Sequence[LossInfo]) -> list[str]:
     return table(["device", "dtype", "products, TFLOP/s", "exponentials, G/s", "copy, GB/s"], rows)
 
 
-def sections(record: Record, predict: Predict = unforeseen) -> list[tuple[str, list[str]]]:
+def sections(record: Record) -> list[tuple[str, list[str]]]:
     """Title and table of everything a record has."""
     found = []
     for device in ("cuda", "cpu"):
@@ -185,7 +176,7 @@ def sections(record: Record, predict: Predict = unforeseen) -> list[tuple[str, l
     if steps := record.of(records.StepInfo):
         found.append(("Shares of an eager step", phase_table(steps)))
     if kernels := [info.kernels for info in record.of(Info) if info.kernels]:
-        found.append(("Kernels on the GPU", kernel_table(kernels, predict)))
+        found.append(("Kernels on the GPU", kernel_table(kernels)))
     if infos := record.of(LossInfo):
         found.append(("Rates of the machine in that run", rates_table(infos)))
     return found

@@ -6,13 +6,15 @@ events time rounds of replays; one that cannot be captured runs in eager, and th
 is a result too.
 """
 
+import contextlib
 import ctypes
 import functools
 import gc
+import resource
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ ROUND_SECONDS, EVENT_SECONDS = 2e-3, 5e-7
 SHORT_SECONDS, PAUSE_SECONDS = 0.1, 0.02
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
 SHARE_OF_FREE = 0.8
-"""A contender on a CPU may need less than this share of the memory that is free: what it ``takes`` is the least."""
+"""Of the memory that is free, what a contender on a CPU may take: asked for more, Linux ends the whole process."""
 MOST_SETS = 512
 """Of inputs; at N = 64 in bfloat16 with D = 128 that is 32 MB, which an L2 cache of 50 MB holds."""
 
@@ -44,14 +46,11 @@ class Contender:
     """Something that is timed: a loss of its inputs, and whether a CUDA graph may hold it.
 
     ``prepare``: makes the loss when its turn has come, as ``torch.compile`` must, for a shape of its own.
-    ``takes``: bytes it needs beside its inputs at the least, by N, D and bytes a number; on a CPU nothing else tells
-    beforehand that it would not fit.
     """
 
     name: str
     prepare: Callable[[], Loss]
     capturable: bool = True
-    takes: Callable[[int, int, int], float] = lambda N, D, itemsize: 0.0
 
 
 def differentiate(value: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -276,28 +275,28 @@ def _by_phase(times: list[dict[str, float]]) -> Times:
 
 
 def _prepare_or_note(contender: Contender, sets: list[Inputs], budget: float, measured: Measured) -> Runner | None:
-    reason = _too_large(contender, sets[0])
-    if reason is None:
-        try:
+    try:
+        with contextlib.nullcontext() if sets[0][0].is_cuda else _part_of_the_memory():
             return _prepare(contender, sets, budget, measured)
-        except TooSlow as error:
-            reason = str(error)
-        except torch.OutOfMemoryError:
-            reason = "out of memory"
-        except Exception as error:
-            reason = "failed: " + f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    except TooSlow as error:
+        reason = str(error)
+    except Exception as error:
+        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        reason = "out of memory" if short else "failed: " + f"{type(error).__name__}: {error}".splitlines()[0][:200]
     measured.missing[contender.name] = reason
     return None
 
 
-def _too_large(contender: Contender, inputs: Inputs) -> str | None:
-    if inputs[0].device.type != "cpu":
-        return None
-    N, D = inputs[0].shape
-    need, free = contender.takes(N, D, inputs[0].itemsize) / 2**30, _field("/proc/meminfo", "MemAvailable") / 2**30
-    if need < SHARE_OF_FREE * free:
-        return None
-    return f"does not fit: needs about {need:.0f} GiB, more than {SHARE_OF_FREE} of the {free:.0f} that are free"
+@contextlib.contextmanager
+def _part_of_the_memory() -> Iterator[None]:
+    """In it, allocations that go beyond ``SHARE_OF_FREE`` fail."""
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = _field("/proc/self/status", "VmSize") + int(SHARE_OF_FREE * _field("/proc/meminfo", "MemAvailable"))
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def _prepare(contender: Contender, sets: list[Inputs], longest: float, measured: Measured) -> Runner:

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from torch import Tensor
 import dogo_fast
 from dogo_fast.atomic import write_atomically
 from dogo_fast.bench import grid, records, tables, timing
-from dogo_fast.bench.records import Benchmark, Info, LossInfo, Phases, Quartiles, RatedInfo, Rates, Record, StepInfo
+from dogo_fast.bench.records import Benchmark, Info, LossInfo, Phases, Quartiles, RatedInfo, Record
 from dogo_fast.bench.reports import check, page, plots, roofline
 from dogo_fast.cli import main
 from dogo_fast.commands import benchmark as command
@@ -99,7 +100,7 @@ def test_the_page_and_the_readme_are_as_the_records_make_them(capsys: pytest.Cap
     assert page.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_the_check_names_a_plot_that_is_missing_superfluous_or_another(
+def test_the_check_names_a_plot_that_is_missing_or_superfluous(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "plots"
@@ -119,34 +120,8 @@ def test_the_check_names_a_plot_that_is_missing_superfluous_or_another(
     changed = True
     time_plot.unlink()
     assert named() == {"time-cpu.svg"}
-    time_plot.write_bytes(memory_plot.read_bytes())  # a whole picture, of other data
-    assert named() == {"time-cpu.svg"}
-    time_plot.write_bytes(intact)
     (folder / "old.svg").write_bytes(intact)
-    memory_plot.write_text("<svg/>")
-    assert named() == {"old.svg", "memory-cpu.svg"}
-
-
-def test_a_plot_of_another_matplotlib_is_told_from_one_of_other_numbers(
-    smoke: tuple[Record, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("ours", "theirs", "others"):
-        (tmp_path / folder).mkdir()
-    plots.draw_all(smoke[0], tmp_path / "ours")
-    monkeypatch.setitem(plots.STYLE, "font.size", 10)  # another layout, as another version may make
-    plots.draw_all(smoke[0], tmp_path / "theirs")
-    names = sorted(path.name for path in (tmp_path / "ours").iterdir())
-    assert all((tmp_path / "ours" / name).read_bytes() != (tmp_path / "theirs" / name).read_bytes() for name in names)
-    assert page.stale_plots(tmp_path / "theirs", tmp_path / "ours") == []
-    infos = smoke[0].of(Info)
-    slower = Phases(forward=ONES, backward=ONES, both=ONES)
-    changed = [
-        info.model_copy(update={"seconds": info.seconds | {"ours": slower}}) if isinstance(info, LossInfo) else info
-        for info in infos
-    ]
-    plots.draw_all(with_infos(smoke[0], changed), tmp_path / "others")
-    stale = page.stale_plots(tmp_path / "others", tmp_path / "ours")
-    assert [path.name for path in stale] == ["time-smoke.svg"]
+    assert named() == {"old.svg", "time-cpu.svg"}
 
 
 @pytest.mark.parametrize(
@@ -205,10 +180,12 @@ def test_what_does_not_fit_or_fails_or_takes_too_long_is_a_result() -> None:
         "slow", lambda: lambda x: (torch.randn(1500, 1500) @ torch.randn(1500, 1500)).sum() + x.sum()
     )
     broken = timing.Contender("broken", lambda: lambda x: x @ torch.ones(3))
-    large = timing.Contender("large", lambda: lambda x: x.sum(), takes=lambda N, D, itemsize: 2.0**50)
+    free = int(0.9 * timing._field("/proc/meminfo", "MemAvailable"))  # Linux would give it, and later end the process
+    large = timing.Contender("large", lambda: lambda x: x.sum() + 0 * torch.empty(free, dtype=torch.uint8)[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
     measured = measure(torch_seconds, large, broken, budget=1e-3)
     assert set(measured.seconds) == {"ours"}
-    assert measured.missing["large"].startswith(f"does not fit: needs about {2**20} GiB, ")
+    assert measured.missing["large"] == "out of memory" and resource.getrlimit(resource.RLIMIT_AS) == before
     assert measured.missing["broken"].startswith("failed: RuntimeError: size mismatch")
     assert measured.missing["slow"].startswith("one pass takes ")
 
@@ -456,11 +433,9 @@ def test_what_the_project_is_for_is_measured_first(smoke: tuple[Record, str]) ->
     assert kinds == ["dogo_loss", "step", "views", "pretraining", "nt_xent", "similarity_kl"]
 
 
-def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[Record, str]) -> None:
-    """A missed aim is as visible as one that was reached."""
+def test_the_aims_have_what_the_machine_code_says() -> None:
     static = roofline.load_report(records.RESULTS / "roofline-sm_90.json")
-    (aim,) = [row for row in page.aims([], static) if "25 µs" in row]
-    assert "unmeasured" in aim
+    (aim,) = [row for row in page.aims(static) if "25 µs" in row]
     of_256 = [
         each for each in static.predictions if (each.case.D, each.case.N, each.case.loss) == (128, 256, "dogo_loss")
     ]
@@ -470,27 +445,6 @@ def test_the_aims_have_what_a_gpu_s_record_has(smoke: tuple[Record, str]) -> Non
     assert 1 / 32 < (statistics.busiest_overlapped or 0) < 1.2 / 32 and gradient.busiest_overlapped == 1 / 64
     clocks = [(each.clocks_overlapped or 0) * (each.busiest_overlapped or 0) for each in (statistics, gradient)]
     assert f"{256**2 / 1.8e3 * sum(clocks):.3g} to" in aim and "limited by shared memory" in aim
-    loss = smoke[0].of(LossInfo, loss="dogo_loss")[0]
-    took = Quartiles(1e-3, 2e-3, 3e-3)
-    both = {"forward": ONES, "backward": ONES, "both": Quartiles(1.0, 7.5, 8.0)}
-    loss = loss.model_copy(
-        update={
-            **{"device": "cuda", "N": 4096, "D": 128, "dtype": "bfloat16", "captured": {"ours": False}},
-            "seconds": {"ours": Phases(forward=took, backward=took, both=took)},
-            "faster_than": {"dense": Phases(**both)},
-            "missing": {"compile": "out of memory: 1 | 2"},
-            "memory_bytes": {"ours": 3 * 2**20},
-            "rates": Rates(gemm=1e15, exp2=1e12, copy=1e15),
-        }
-    )
-    step = smoke[0].of(StepInfo)[0]
-    step = step.model_copy(update={"device": "cuda", "backbone": "resnet18", "gpu_idle_share": 0.04})
-    gpu = records.GPU(name="Made-up GPU")
-    machine = smoke[0].machine.model_copy(update={"gpu": gpu})
-    text = "\n".join(page.aims([with_infos(smoke[0], [loss, step]).model_copy(update={"machine": machine})], static))
-    # exponentials: 2 passes of 2 peers' 3 N² at 10¹² a second, 0.2 ms of 2
-    assert "2,000 µs in eager, 7.5 × dense, compile: out of memory: 1 / 2, 10 % of the bound, 3 MiB" in text
-    assert "images/s, GPU idle 4.0 %, views" in text and text.count("not in this record") == 3
 
 
 # What ends it

@@ -1,4 +1,4 @@
-"""Each kernel's time, work and prediction in a record of a GPU: from made-up events of the profiler to the page."""
+"""Each kernel's time and work in a record of a GPU: from made-up events of the profiler to the page."""
 
 import dataclasses
 import functools
@@ -14,7 +14,6 @@ from torch.autograd.profiler_util import FunctionEvent
 from dogo_fast.bench import contenders, losses, per_kernel, records
 from dogo_fast.bench.per_kernel import Event, Incomplete, join, seconds_by_kernel
 from dogo_fast.bench.reports import page
-from dogo_fast.bench.reports.roofline import Prediction, Report, predicted_seconds
 from dogo_fast.bench.test_step import idle_share
 from dogo_fast.bench.work import Shape, bound
 from dogo_fast.ops.backend import interpreting
@@ -142,41 +141,6 @@ def test_every_kernel_of_a_loss_has_a_bound(loss: str) -> None:
             assert found["bound"] == least.seconds
 
 
-STATIC = Prediction(
-    target="sm_90",
-    case=CASE,
-    kernel="gradient_kernel",
-    tile="128x64",
-    warps=8,
-    registers=255,
-    stack=0,
-    programs=128,
-    clocks_needed=0.75,
-    clocks_overlapped=1.5,
-    clocks_in_turns=2.5,
-    busiest_overlapped=1 / 100,
-    busiest_in_turns=1 / 80,
-)
-
-
-def test_predictions_are_of_the_same_code() -> None:
-    """N² pairs of 1.5 clocks, 4·10¹² / 16 clocks a second of 132 multiprocessors; of these a hundredth, or an eightieth
-    in turns, is the busiest one's."""
-    kernel = records.KernelInfo(
-        kernel="gradient_kernel", tile="128x64", warps=8, programs=256, seconds=(1, 1, 1), bound={"products": 1}
-    )
-    measured = records.KernelsInfo(case=CASE, rates=records.Rates(**RATES), multiprocessors=132)
-    clock = 4e12 / 16 / 132
-    found = predicted_seconds(kernel, measured, [STATIC])
-    assert found == pytest.approx([PAIRS * 1.5 / 100 / clock, PAIRS * 2.5 / 80 / clock])
-    for changed in ({"tile": "64x64"}, {"warps": 4}, {"kernel": "statistics_kernel"}):
-        assert predicted_seconds(kernel.model_copy(update=changed), measured, [STATIC]) == []
-    for case in ({"D": 64}, {"N": 64}, {"dtype": "float16"}):
-        other = measured.model_copy(update={"case": dataclasses.replace(CASE, **case)})
-        assert predicted_seconds(kernel, other, [STATIC]) == []
-    assert predicted_seconds(kernel, measured.model_copy(update={"multiprocessors": 66}), [STATIC]) == []
-
-
 def record_of(kernels: list[dict[str, Any]], path: Path) -> records.Record:
     """The recorded run of a CPU as if it were a GPU's, with kernels."""
     run = json.loads((records.RESULTS / "benchmark-cpu.json").read_text())
@@ -188,9 +152,7 @@ def record_of(kernels: list[dict[str, Any]], path: Path) -> records.Record:
     return records.load(path)
 
 
-def test_the_page_has_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "roofline-sm_90.json").write_text(Report(predictions=[STATIC]).model_dump_json())
-    monkeypatch.setattr(page, "RESULTS", tmp_path)
+def test_the_page_has_each_kernel(tmp_path: Path) -> None:
     recorded = launches(CASE, "sm_90")
     rows = [
         join(name, recorded, [200e-6, 210e-6, 230e-6], CASE, RATES) for name in ("normalize_kernel", "gradient_kernel")
@@ -202,12 +164,12 @@ def test_the_page_has_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = text[text.index("### Kernels on the GPU") :].split("\n")[2:7]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     what = ["dogo_loss, static", "bfloat16", "128", "4096"]
-    assert cells[0][4:] == ["kernel", "tile", "µs", "predicted, µs", "bound, µs", "limiter", "% of bound"]
-    assert cells[2] == [*what, "normalize", "4 warps", "210 (205–220)", "–", "2.11", "memory", "1"]
-    gradient = ["gradient", "128x64, 8 warps", "210 (205–220)", "133 to 277"]
+    assert cells[0][4:] == ["kernel", "tile", "µs", "bound, µs", "limiter", "% of bound"]
+    assert cells[2] == [*what, "normalize", "4 warps", "210 (205–220)", "2.11", "memory", "1"]
+    gradient = ["gradient", "128x64, 8 warps", "210 (205–220)"]
     assert cells[3] == [*what, *gradient, "103", "products", "49"]
     assert cells[4][3:6] == ["64", "unmeasured: Incomplete: none / at all", "–"]
-    assert {len(row) for row in cells} == {11} and "No time has been measured on a GPU yet" not in text
+    assert {len(row) for row in cells} == {10} and "No time has been measured on a GPU yet" not in text
 
 
 def test_without_a_gpu_the_page_says_so(tmp_path: Path) -> None:

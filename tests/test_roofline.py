@@ -13,24 +13,21 @@ from dogo_fast.bench.reports import roofline
 from dogo_fast.bench.reports.machine_code import Counts, loops, parse
 from dogo_fast.bench.reports.roofline import Prediction
 from dogo_fast.bench.reports.tile_clocks import (
-    ARCHITECTURES,
-    PIPES,
+    PRODUCTS,
     LoopPrediction,
     Tiles,
     pipe_clocks,
     predict_loop,
 )
 from dogo_fast.bench.work import TileLoop
-from dogo_fast.ops.compiling import KernelCase
 
 RECORDED = Path(__file__).parents[1] / "bench" / "results"
-SM_90 = ARCHITECTURES["sm_90"]
 
 COMPILE = """
 from dogo_fast.ops.compiling import KernelCase
 from dogo_fast.bench.reports.roofline import Report, predict_case
 cases = [KernelCase(loss, "bfloat16", 128, 4096, "static") for loss in ("dogo_loss", "nt_xent")]
-print(Report(predictions=[each for case in cases for each in predict_case(case, "sm_90")[0]]).model_dump_json())
+print(Report(predictions=[each for case in cases for each in predict_case(case)[0]]).model_dump_json())
 """
 
 
@@ -98,7 +95,7 @@ def test_clocks_of_each_pipe_by_hand() -> None:
         Counter({"exp2": 3, "special": 1, "conversion": 2, "multiply": 2, "integer": 5, "packing": 1, "shuffle": 2}),
         Counter({"BF16": 4096, "TF32": 1024}), fp32=10, bank_bytes=1024,
     )  # fmt: skip
-    assert pipe_clocks(counts, 8, SM_90) == {
+    assert pipe_clocks(counts, 8) == {
         "tensor": 8 * 4096 / 4096 + 8 * 1024 / 2048,
         "special": 256 * 6 / 16,
         "fp32": 256 * 12 / 128,
@@ -107,20 +104,13 @@ def test_clocks_of_each_pipe_by_hand() -> None:
         "shared": (1024 * 8 + 2 * 4 * 256) / 128,
     }
     counts.classes["multiply"] = 40
-    assert pipe_clocks(counts, 8, SM_90)["fp32"] == 256 * 40 / 64  # at the integers' rate
+    assert pipe_clocks(counts, 8)["fp32"] == 256 * 40 / 64  # at the integers' rate
 
 
-def test_architectures_have_the_published_rates() -> None:
-    """Dense bf16 of an H100 SXM (989.4 TFLOP/s at 1.83 GHz) and an A100 (312), and their fp32."""
-    published = [
-        ("sm_90", "BF16", 132, 1.83e9, 989.4e12), ("sm_80", "BF16", 108, 1.41e9, 312e12),
-        ("sm_90", "F32", 132, 1.98e9, 66.9e12),
-        ("sm_80", "F32", 108, 1.41e9, 19.5e12),
-    ]  # fmt: skip
-    for name, dtype, multiprocessors, clock, flop in published:
-        architecture = ARCHITECTURES[name]
-        assert architecture.product_rate(dtype) * multiprocessors * clock == pytest.approx(flop, rel=5e-3)
-        assert architecture.special_lanes == 16
+def test_the_rates_are_those_that_are_published() -> None:
+    """Dense bf16 of an H100 SXM, 989.4 TFLOP/s of 132 multiprocessors at 1.83 GHz, and fp32, 66.9 at 1.98."""
+    for dtype, clock, flop in (("BF16", 1.83e9, 989.4e12), ("F32", 1.98e9, 66.9e12)):
+        assert PRODUCTS[dtype] * 132 * clock == pytest.approx(flop, rel=5e-3)
 
 
 # Loops matched by hand: tiles of 64 × 16, one warp a 16th of it; a HMMA has 4096 FLOP, so a tile of 32 columns 16
@@ -131,7 +121,7 @@ EXP = "MUFU.EX2 R0, R0"
 
 def predicted(kinds: list[TileLoop], *lines: str) -> LoopPrediction | None:
     outer = loops(parse(sass(*lines)))[0]
-    return predict_loop(outer, Tiles(64, 16, 4, kinds), SM_90)
+    return predict_loop(outer, Tiles(64, 16, 4, kinds))
 
 
 def test_an_unrolled_loop_has_several_tiles_an_iteration() -> None:
@@ -220,11 +210,6 @@ def test_programs_go_to_the_multiprocessor_that_is_free_first() -> None:
 # The report
 
 
-def test_a_target_without_throughputs_is_refused() -> None:
-    with pytest.raises(ValueError, match="target must be one of sm_80, sm_90, got gfx942"):
-        roofline.predict(None, "gfx942", KernelCase("dogo_loss", "bfloat16", 128, 4096, "static"))  # type: ignore[arg-type]
-
-
 def test_the_interpreter_is_refused_in_one_line() -> None:
     done = run("-m", "dogo_fast.bench.reports.roofline", TRITON_INTERPRET="1")
     assert done.returncode == 1 and done.stderr == (
@@ -232,52 +217,13 @@ def test_the_interpreter_is_refused_in_one_line() -> None:
     )
 
 
-def test_tables_of_the_report() -> None:
-    loop = LoopPrediction(
-        name="own view",
-        tiles_an_iteration=1,
-        clocks=dict.fromkeys(PIPES, 8.192) | {"tensor": 819.2},
-        in_turns=1638.4,
-        per_element=dict.fromkeys(roofline.COUNTED, 1.5),
-    )
-    found = Prediction(
-        target="sm_90",
-        case=KernelCase("dogo_loss", "bfloat16", 128, 4096, "static"),
-        kernel="gradient_kernel",
-        tile="128x64",
-        warps=8,
-        registers=255,
-        stack=16,
-        programs=128,
-        loops=[loop],
-        limiter="tensor",
-        clocks_needed=0.75,
-        clocks_overlapped=1.5,
-        clocks_in_turns=3.0,
-    )
-
-    def cells(line: str) -> list[str]:
-        return [cell.strip() for cell in line.split("|")[1:-1]]
-
-    title, _, _, _, kernel, _, _, _, tile, _ = roofline.text_of([found])
-    assert title == "sm_90: dogo_loss, static, bfloat16, D = 128, N = 4096"
-    clocks = ["750.0", "1500.0", "3000.0", "25 to 50"]
-    assert cells(kernel) == ["gradient", "128x64, 8 warps", "255", "16", "128", *clocks, "tensor"]
-    assert cells(tile) == ["gradient: own view", *["1.50"] * len(roofline.COUNTED), "100", *["1"] * 5]
-    found.clocks_overlapped, found.unmatched, found.loops = None, ["0x40"], []
-    title, _, _, _, kernel, _ = roofline.text_of([found])
-    assert cells(kernel)[-2:] == ["–", "tensor, not matched: 0x40"] and cells(kernel)[6] == "–"
-
-
 def test_the_recorded_report_is_whole() -> None:
-    """Every kernel of every case, all loops matched, the text beside it of the same run."""
+    """Every kernel of every case, all loops matched."""
     recorded = roofline.load_report(RECORDED / "roofline-sm_90.json")
-    text = (RECORDED / "roofline-sm_90.txt").read_text()
     assert set(recorded.versions) == {"torch", "triton", "python", "commit"}
-    assert f"commit {recorded.versions['commit']}" in text and "+" not in str(recorded.versions["commit"])
+    assert "+" not in str(recorded.versions["commit"])
     assert {each.case for each in recorded.predictions} >= set(roofline.cases())
-    losses = [each.case for each in recorded.buffers]
-    assert losses == [each.case for each in recorded.predictions if each.kernel == "finalize_kernel"]
+    assert {each.case for each in recorded.buffers} >= set(roofline.cases())
     assert all(each.bytes > 0 for each in recorded.buffers)
     for each in recorded.predictions:
         assert each.unmatched == [], each.case

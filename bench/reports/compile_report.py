@@ -1,6 +1,6 @@
 """Compile every kernel in every configuration for several GPUs, without one, and report what the compiler made of it.
 
-    python -m dogo_fast.bench.reports.compile_report [--targets sm_90 ...] [--full] [--out FILE]
+    python -m dogo_fast.bench.reports.compile_report [--targets sm_90 ...] [--out FILE]
 
 For NVIDIA targets the report reads the machine code (machine_code.py): registers and spilled bytes a thread,
 shared memory a program, and how many HGMMA (Hopper tensor-core), MUFU.EX2 (exponential) and local-memory instructions
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dogo_fast.atomic import write_atomically
-from dogo_fast.kernels.configurations import DTYPES, ROWS, SHIPPED, WIDE, WIDTHS, Key, look_up
+from dogo_fast.kernels.configurations import ROWS, SHIPPED, WIDE, WIDTHS, Key, look_up
 from dogo_fast.measuring import compiler_versions
 from dogo_fast.ops.compiling import KernelCase, build
 from dogo_fast.ops.launches import Launch
@@ -25,7 +25,7 @@ from dogo_fast.ops.launches import Launch
 from . import machine_code
 from .cases import launches
 
-WIDEST = {"bfloat16": 1024, "float16": 1024, "float32": 256}
+WIDEST = 1024
 """Columns at which the entry for rows of several chunks is compiled."""
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """The shipped table has no entries for the last two: there the default is compiled."""
@@ -37,28 +37,18 @@ HEADER = LINE.format(
 )
 
 
-def cases(full: bool) -> Iterator[KernelCase]:
-    """The whole loss in every entry of the shipped table, and at D = 128 the other losses and variants.
-
-    Not ``full``: float16 at D = 128 alone, no rows of one chunk under 128 columns, no float32 rows of several, and
-    variants in bfloat16 alone.
-    """
-    for dtype in DTYPES if full else ("bfloat16", "float32"):
+def cases() -> Iterator[KernelCase]:
+    """The whole loss in the entries of the shipped table for rows of 128 columns and more (float16 at 128 alone,
+    float32 not in several chunks), and in bfloat16 at D = 128 its variants, the other losses and the views."""
+    for dtype in ("bfloat16", "float32"):
         for width in WIDTHS[dtype]:
-            if not full and (width < 128 or (dtype, width) == ("float32", WIDE)):
-                continue
-            for N in _sizes(dtype, width):
-                D = WIDEST[dtype] if width == WIDE else width
-                for variant in ("static", "learnt") if full else ("static",):
-                    yield KernelCase("dogo_loss", dtype, D, N, variant)
+            if width >= 128 and (dtype, width) != ("float32", WIDE):
+                D = WIDEST if width == WIDE else width
+                yield from (KernelCase("dogo_loss", dtype, D, N, "static") for N in _sizes(dtype, width))
     for size, recipe in VIEWS:
         yield KernelCase("augment", "bfloat16", size, 256, recipe)
-    if not full:
-        yield KernelCase("dogo_loss", "float16", 128, 4096, "static")
-    others = [("dogo_loss", "online"), ("nt_xent", "rows"), ("similarity_kl", "learnt")]
-    if full:
-        others = [others[0], *itertools.product(("nt_xent", "similarity_kl"), ("static", "online", "learnt", "rows"))]
-    for loss, variant in others:
+    yield KernelCase("dogo_loss", "float16", 128, 4096, "static")
+    for loss, variant in (("dogo_loss", "online"), ("nt_xent", "rows"), ("similarity_kl", "learnt")):
         yield KernelCase(loss, "bfloat16", 128, 4096, variant)
 
 
@@ -105,7 +95,6 @@ def refuse_the_interpreter() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.compile_report")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--full", action="store_true", help="every dtype and variant, not only those that differ most")
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     arguments = parser.parse_args()
     refuse_the_interpreter()
@@ -117,7 +106,7 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     spilling = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(compile_case, cases(arguments.full), itertools.repeat(tuple(arguments.targets)))
+        found = pool.map(compile_case, cases(), itertools.repeat(tuple(arguments.targets)))
         for row in itertools.chain.from_iterable(found):
             lines.append(line(row))
             print(lines[-1], flush=True)

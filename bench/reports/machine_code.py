@@ -1,8 +1,8 @@
 """NVIDIA machine code of one kernel: its instructions, its loops, and what an iteration of a loop consists of.
 
 ``read`` takes a cubin apart with the cuobjdump that Triton carries; ``parse`` takes the text of ``cuobjdump -sass``.
-``loops`` finds the natural loops of the control flow: a branch back to a block that every way to the branch passes.
-That also holds blocks which the compiler moved behind the end of the kernel, as it does with waits on sm_100.
+A loop is what lies between a branch back and its target: on sm_90, whose loops alone are looked at, nothing of one lies
+elsewhere.
 
 Counts are of one warp. An HGMMA is one instruction of four warps (a warpgroup) together: each counts a quarter of it.
 """
@@ -12,16 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import networkx
+from typing import NamedTuple
 
 from dogo_fast.ops.compiling import dump, resources
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.MULTILINE)
 ADDRESS = re.compile(r"0x([0-9a-f]+)\)?$")
-GUARD = re.compile(r"^!?U?P[T\d]")
-INSTRUCTION_BYTES = 16
 WARP = 32
 WARPGROUP = 4
 BANKS = 128
@@ -35,22 +31,19 @@ CLASSES = {
     "packing": r"F2FP|I2FP|F2IP",
     "fp32": r"FFMA\w*|FADD\w*|FMUL\w*|H(?:FMA|ADD|MUL)2\w*",
     "multiply": r"IMAD\w*",
-    "fp64": r"D(?:FMA|ADD|MUL|SETP)",
     "shared": r"LDS|STS|LDSM|STSM|ATOMS",
     "shuffle": r"SHFL|REDUX",
-    "global": r"LDG|STG|LDGSTS|UTMALDG|UTMASTG|RED|ATOMG?",
     "local": r"LDL|STL",
-    "tensor memory": r"LDTM|STTM|UTCCP",
-    "barrier": r"BAR|DEPBAR|LDGDEPBAR|UTCBAR|WARPGROUP|WARPSYNC|SYNCS|MEMBAR|FENCE|ARRIVES",
-    "control": r"BRA|BRX|JMP|CALL|RET|EXIT|BSSY|BSYNC|BREAK|NOP|BPT|NANOSLEEP|ELECT",
-    "uniform": r"U\w+|R2UR|S2UR|LDCU|VOTEU",
-    "constant": r"LDC|S2R|CS2R",
+    "other": r"D(?:FMA|ADD|MUL|SETP)|LDG|STG|LDGSTS|UTMALDG|UTMASTG|RED|ATOMG?|LDTM|STTM|UTCCP"
+    r"|BAR|DEPBAR|LDGDEPBAR|UTCBAR|WARPGROUP|WARPSYNC|SYNCS|MEMBAR|FENCE|ARRIVES"
+    r"|BRA|BRX|JMP|CALL|RET|EXIT|BSSY|BSYNC|BREAK|NOP|BPT|NANOSLEEP|ELECT"
+    r"|U\w+|R2UR|S2UR|LDCU|VOTEU|LDC|S2R|CS2R",  # global memory, barriers, control, uniform registers, constants
 }
 """Class of an instruction: the first whose pattern its opcode begins with; all others are "integer": integers, logic,
 comparisons, minima, selections (FSEL, FSETP and FMNMX too: they share the integers' lanes) and moves."""
 
 _CLASSES = {name: re.compile(rf"(?:{pattern})(?:\.|$)") for name, pattern in CLASSES.items()}
-INTEGER = "integer"
+INTEGER, OTHER = "integer", "other"
 
 
 class Instruction(NamedTuple):
@@ -78,19 +71,9 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes to. A call of the instruction after the next is one too: the compiler leaves loops so,
-        over the branch back. Other calls return."""
-        found = ADDRESS.search(self.operands) if self.name in ("BRA", "CALL") else None
-        address = int(found[1], 16) if found else None
-        over = self.address + 2 * INSTRUCTION_BYTES
-        return address if self.name == "BRA" or address == over else None
-
-    @property
-    def ends(self) -> bool:
-        """Whether the next instruction does not follow."""
-        if self.name not in ("BRA", "BRX", "JMP", "EXIT", "RET", "BPT"):
-            return False
-        return self.predicate in ("", "PT") and not GUARD.match(self.operands)
+        """Where a branch goes to."""
+        found = ADDRESS.search(self.operands) if self.name == "BRA" and not self.never else None
+        return int(found[1], 16) if found else None
 
 
 class Code(NamedTuple):
@@ -160,7 +143,7 @@ def count(instructions: Iterable[Instruction]) -> Counts:
     """Counts of instructions each of which runs once."""
     counts = Counts()
     for instruction in instructions:
-        kind = "control" if instruction.never else instruction.kind
+        kind = OTHER if instruction.never else instruction.kind
         counts.classes[kind] += 1
         if kind == "fp32":
             packed = re.match(r"F\w+2\b", instruction.opcode) is not None
@@ -206,119 +189,73 @@ def access_bytes(opcode: str) -> int:
 # Loops
 
 
-class Block(NamedTuple):
-    """Instructions that run one after the other; where they go on, by the first address of each block."""
-
-    instructions: tuple[Instruction, ...]
-    successors: tuple[int, ...]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Loop:
-    """A natural loop: the blocks it consists of by address, those of the loops within it included."""
+    """Its instructions, those of the loops within it included, which are ``inner``."""
 
-    head: int
-    blocks: dict[int, Block]
-    inner: list["Loop"] = field(default_factory=list)
-
-    @property
-    def instructions(self) -> list[Instruction]:
-        """All of them, inner loops included."""
-        return [each for address in sorted(self.blocks) for each in self.blocks[address].instructions]
+    instructions: list[Instruction]
+    inner: list["Loop"]
 
     @property
-    def is_wait(self) -> bool:
-        """Whether it only polls a barrier."""
-        return any(each.name == "SYNCS" for each in self.instructions) and len(self.instructions) < 8
+    def head(self) -> int:
+        """Its first address."""
+        return self.instructions[0].address
+
+    @property
+    def end(self) -> int:
+        """The address of the branch back."""
+        return self.instructions[-1].address
+
+    def has(self, kind: str) -> bool:
+        """Whether there is an instruction of a class."""
+        return any(each.kind == kind for each in self.instructions)
 
     def path(self) -> tuple[list[Instruction], list["Loop"]]:
         """An iteration as it usually goes: (instructions outside inner loops, inner loops that it passes).
 
-        Of all ways through the loop, those which leave out no product and no exponential, and of them the shortest:
-        it skips what runs in few iterations, such as the masks of diagonal and ragged tiles.
+        It takes every branch ahead that leaves out no product and no exponential: these skip what runs in few
+        iterations, such as the masks of diagonal and ragged tiles.
         """
+        own: list[Instruction] = []
+        passed: list[Loop] = []
         inner = {each.head: each for each in self.inner}
-        head_of = {address: each.head for each in self.inner for address in each.blocks}
-        ways = networkx.DiGraph()
-        for address, block in self.blocks.items():
-            node = head_of.get(address, address)
-            inside = [each for each in block.successors if each in self.blocks]
-            onward = {END if each == self.head else head_of.get(each, each) for each in inside} - {node}
-            ways.add_edges_from((node, each) for each in onward)
+        onward = self.head
+        for each in self.instructions:
+            if each.address < onward:
+                continue
+            if within := inner.get(each.address):
+                passed.append(within)
+                onward = within.end + 1
+                continue
+            own.append(each)
+            if each.target is not None and each.address < each.target <= self.end and self._may_skip(each):
+                onward = each.target
+        return own, passed
 
-        def cost(node: int, following: int, _: object) -> int:
-            work = inner[node].instructions if node in inner else self.blocks[node].instructions
-            return len(work) - MOST_INSTRUCTIONS * sum(each.kind in ("product", "exp2") for each in work)
-
-        passed = networkx.bellman_ford_path(ways, self.head, END, cost)[:-1]
-        own = [each for node in passed if node not in inner for each in self.blocks[node].instructions]
-        return own, [inner[node] for node in passed if node in inner]
-
-
-END = -1
-MOST_INSTRUCTIONS = 1 << 24
-
-
-def blocks(instructions: list[Instruction]) -> dict[int, Block]:
-    """The control flow from the first instruction; code that only calls reach is left out."""
-    after = {each.address: later.address for each, later in itertools.pairwise(instructions)}
-    starts = {instructions[0].address}
-    for each in instructions:
-        if each.target is not None:
-            starts.add(each.target)
-        if (each.target is not None or each.ends) and each.address in after:
-            starts.add(after[each.address])
-    out: dict[int, Block] = {}
-    run: list[Instruction] = []
-    for each in instructions:
-        run.append(each)
-        following = after.get(each.address)
-        if following is None or following in starts:
-            goes_on = [] if each.ends or following is None else [following]
-            jumps = [] if each.target is None or each.never else [each.target]
-            out[run[0].address] = Block(tuple(run), tuple(dict.fromkeys(jumps + goes_on)))
-            run = []
-    reached = {instructions[0].address, *networkx.descendants(_graph(out), instructions[0].address)}
-    return {address: block for address, block in out.items() if address in reached}
-
-
-def _graph(found: dict[int, Block]) -> Any:
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(found)
-    graph.add_edges_from((start, end) for start, block in found.items() for end in block.successors if end in found)
-    return graph
+    def _may_skip(self, branch: Instruction) -> bool:
+        left_out = [each for each in self.instructions if branch.address < each.address < (branch.target or 0)]
+        return not branch.predicate or not any(each.kind in ("product", "exp2") for each in left_out)
 
 
 def loops(instructions: list[Instruction]) -> list[Loop]:
-    """All loops by address, outer before inner; ``Loop.inner`` has those directly within."""
-    by_address = blocks(instructions)
-    graph = _graph(by_address)
+    """The outermost loops, by address."""
+    ends: dict[int, int] = {}
+    for each in instructions:
+        if each.target is not None and each.target < each.address:
+            ends[each.target] = each.address  # of several branches to a place the last
+    return _within(instructions, ends)
+
+
+def _within(instructions: list[Instruction], ends: dict[int, int]) -> list[Loop]:
     found: list[Loop] = []
-
-    def search(inside: Any) -> list[Loop]:
-        """Those of a part of the graph: the blocks that reach each other, entered at the head."""
-        outer = []
-        for body in networkx.strongly_connected_components(inside):
-            if not inside.subgraph(body).edges:
-                continue
-            entered = [each for each in body if not body.issuperset(graph.predecessors(each))]
-            head = min(entered or body)
-            inner = search(inside.subgraph(body - {head}))
-            outer.append(Loop(head, {address: by_address[address] for address in sorted(body)}, inner))
-        found.extend(outer)
-        return outer
-
-    search(graph)
-    return sorted(found, key=lambda loop: (loop.head, -len(loop.blocks)))
+    for head, end in sorted(ends.items()):
+        if not found or head > found[-1].end:
+            inside = [each for each in instructions if head <= each.address <= end]
+            within = {start: stop for start, stop in ends.items() if head < start and stop <= end}
+            found.append(Loop(inside, _within(inside, within)))
+    return found
 
 
 def hot_loops(found: list[Loop]) -> list[Loop]:
-    """The outermost loops that multiply on tensor cores; failing that, the largest ones that take exponentials;
-    failing that, the largest."""
-    inner = {id(each) for loop in found for each in loop.inner}
-    outer = [loop for loop in found if id(loop) not in inner and not loop.is_wait]
-    for kind in ("product", "exp2"):
-        hot = [loop for loop in outer if any(each.kind == kind for each in loop.instructions)]
-        if hot:
-            return hot
-    return sorted(outer, key=lambda loop: len(loop.instructions))[-1:]
+    """Those that multiply on tensor cores; failing that, those that take exponentials."""
+    return [each for each in found if each.has("product")] or [each for each in found if each.has("exp2")]

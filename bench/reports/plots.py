@@ -1,12 +1,5 @@
-"""The pictures of docs/performance.md, as SVG: time and memory against N.
+"""The pictures of docs/performance.md, as SVG: time and memory against N."""
 
-How wide matplotlib holds a text decides the layout, so another version draws other bytes of the same record. A picture
-carries a digest of what is drawn, numbers and labels, as its identifier: that tells whether it is a record's.
-"""
-
-import hashlib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +53,9 @@ def draw_all(record: Record, folder: Path) -> dict[str, Path]:
     for what, label in LABELS.items() if dtypes else ():
         panels = {str(dtype): lines_of([info for info in infos if info.dtype == dtype], what) for dtype in dtypes}
         drawn[what] = folder / file_name(what, record)
-        digest = hashlib.sha256(json.dumps([label, panels]).encode()).hexdigest()
         with matplotlib.rc_context(STYLE):
-            metadata = {"Date": None, "Identifier": f"data {digest}"}
-            draw(panels, label).savefig(drawn[what], format="svg", metadata=metadata, bbox_inches="tight")
+            draw(panels, label).savefig(drawn[what], format="svg", metadata={"Date": None}, bbox_inches="tight")
     return drawn
-
-
-def data_digest(path: Path) -> str | None:
-    """The digest of what is drawn in a picture of ``draw_all``; None in one that is not."""
-    found = re.search("data ([0-9a-f]{64})", path.read_text())
-    return found[1] if found else None
 
 
 def lines_of(infos: list[LossInfo], what: str) -> Lines:

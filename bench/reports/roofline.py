@@ -1,23 +1,22 @@
 """The static roofline: what limits every kernel, read from its machine code, without a GPU.
 
-    python -m dogo_fast.bench.reports.roofline [--target sm_90] [--out PREFIX]
+    python -m dogo_fast.bench.reports.roofline [--out FILE]
 
-Each kernel is compiled, the loops over its tiles are found in the machine code, and the instructions of one iteration
-are counted (tile_clocks.py). An architecture's published throughputs turn the counts into clocks of one
+Each kernel is compiled for sm_90, the loops over its tiles are found in the machine code, and the instructions of one
+iteration are counted (tile_clocks.py). The architecture's published throughputs turn the counts into clocks of one
 multiprocessor, pipe by pipe; the pipe that takes most is the limiter. Beside it stands the bound of the work that the
-loss needs (work.py) on the same multiprocessor.
+loss needs (work.py) on the same multiprocessor. The report is JSON; the page has a table of it.
 
 These are clocks, not times: latencies, waits at barriers, the caches, bank conflicts, instruction fetch and the
 device's memory are left out, so a measured kernel is slower. Two figures enclose what the counted instructions allow:
 all pipes busy at the same time ("overlapped"), and products taking turns with everything else ("in turns"), as they do
-within a warp, which waits for each product before it uses it. sm_100's products do not say their shape, so its kernels
-are not read.
+within a warp, which waits for each product before it uses it.
 """
 
 import argparse
 import heapq
-import itertools
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -31,14 +30,24 @@ from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, b
 from dogo_fast.ops.launches import Launch
 
 from ..per_kernel import PASSES, shape_of
-from ..records import KernelInfo, KernelsInfo, read
-from ..tables import MISSING, table
+from ..records import read
 from ..work import TileLoop, needed
 from . import machine_code
 from .cases import launches
 from .compile_report import refuse_the_interpreter
 from .machine_code import hot_loops, loops
-from .tile_clocks import ARCHITECTURES, OPERANDS, PIPES, LoopPrediction, Tiles, kinds_of_tiles, predict_loop
+from .tile_clocks import (
+    OPERANDS,
+    PIPES,
+    PRODUCTS,
+    SPECIAL_LANES,
+    LoopPrediction,
+    Tiles,
+    kinds_of_tiles,
+    predict_loop,
+)
+
+TARGET = "sm_90"
 
 
 class Prediction(BaseModel):
@@ -46,7 +55,6 @@ class Prediction(BaseModel):
     matched or the kernel has no tiles; ``busiest_*``: the part of the launch's clocks that the multiprocessor has that
     has most."""
 
-    target: str
     case: KernelCase
     kernel: str
     tile: str
@@ -96,24 +104,17 @@ def load_report(path: Path) -> Report:
     return read(path, Report, "a report of the static roofline")
 
 
-def predict(launch: Launch, target: str, case: KernelCase) -> Prediction:
+def predict(launch: Launch, case: KernelCase) -> Prediction:
     """Compile one recorded launch of a kernel of tiles and predict it: the mean over a kind's loops, times its tiles in
-    the launch.
-
-    Raises:
-        ValueError: a target whose throughputs are not known.
-    """
-    if target not in ARCHITECTURES:
-        raise ValueError(f"target must be one of {', '.join(ARCHITECTURES)}, got {target}")
-    architecture, compiled = ARCHITECTURES[target], build(launch, target)
+    the launch."""
+    compiled = build(launch, TARGET)
     code, warps, values = machine_code.read(compiled.asm["cubin"]), compiled.metadata.num_warps, launch.values
     tiles = Tiles(values["BLOCK_M"], values["BLOCK_N"], warps, kinds_of_tiles(launch.name, values))
-    found = {loop.head: predict_loop(loop, tiles, architecture) for loop in hot_loops(loops(code.instructions))}
+    found = {loop.head: predict_loop(loop, tiles) for loop in hot_loops(loops(code.instructions))}
     matched = [each for each in found.values() if each is not None]
     alike = {kind: [loop for loop in matched if loop.name == kind.name] for kind in tiles.kinds}
     unmatched = [f"{head:#x}" for head, each in found.items() if each is None]
     out = Prediction(
-        target=target,
         case=case,
         kernel=launch.name,
         tile=launch.tile,
@@ -131,22 +132,22 @@ def predict(launch: Launch, target: str, case: KernelCase) -> Prediction:
 
 def _add_clocks(out: Prediction, launch: Launch, alike: Mapping[TileLoop, Sequence[LoopPrediction]]) -> None:
     """``alike``: the loops of each kind of tile."""
-    case, architecture = out.case, ARCHITECTURES[out.target]
+    case = out.case
     pipes = {
         pipe: sum(kind.tiles * fmean(loop.clocks[pipe] for loop in each) for kind, each in alike.items())
         for pipe in PIPES
     }
     out.limiter = max(pipes, key=lambda pipe: pipes[pipe])
     least = needed(shape_of(launch, case), (PASSES[launch.name],))
-    products = least.flop / architecture.product_rate(OPERANDS[case.dtype])
-    out.clocks_needed = max(products, least.exponentials / architecture.special_lanes) / case.N**2
+    products = least.flop / PRODUCTS[OPERANDS[case.dtype]]
+    out.clocks_needed = max(products, least.exponentials / SPECIAL_LANES) / case.N**2
     overlapped = {kind: fmean(loop.overlapped for loop in each) for kind, each in alike.items()}
     in_turns = {kind: fmean(loop.in_turns for loop in each) for kind, each in alike.items()}
     out.clocks_overlapped, out.clocks_in_turns = (
         sum(kind.tiles * clocks for kind, clocks in each.items()) / case.N**2 for each in (overlapped, in_turns)
     )
     out.busiest_overlapped, out.busiest_in_turns = (
-        busiest(program_clocks(launch, each), MULTIPROCESSORS[out.target]) for each in (overlapped, in_turns)
+        busiest(program_clocks(launch, each), MULTIPROCESSORS[TARGET]) for each in (overlapped, in_turns)
     )
 
 
@@ -174,17 +175,6 @@ def busiest(programs: Sequence[float], multiprocessors: int) -> float:
     return max(free) / sum(programs)
 
 
-def predicted_seconds(kernel: KernelInfo, measured: KernelsInfo, static: Sequence[Prediction]) -> list[float]:
-    """What is predicted of a measured kernel, all pipes busy at once and in turns, at the clock rate that the measured
-    exponentials stand for, 16 a clock and multiprocessor; empty if the very same code is not known."""
-    count, rates = measured.multiprocessors, measured.rates
-    for each in static:
-        same = (each.kernel, each.tile, each.warps) == (kernel.kernel, kernel.tile, kernel.warps)
-        if rates and same and each.case == measured.case and count == MULTIPROCESSORS[each.target]:
-            return each.seconds(rates.exp2 / (ARCHITECTURES[each.target].special_lanes * count))
-    return []
-
-
 # The report
 
 
@@ -200,72 +190,29 @@ def cases() -> Iterator[KernelCase]:
         yield KernelCase(loss, "bfloat16", 128, 4096, "static")
 
 
-def predict_case(case: KernelCase, target: str) -> tuple[list[Prediction], Buffers]:
-    """The kernels of tiles in a case for one target, and the bytes of all its buffers."""
-    recorded = launches(case, target)
-    predictions = [predict(launch, target, case) for launch in recorded if launch.name in PASSES]
+def predict_case(case: KernelCase) -> tuple[list[Prediction], Buffers]:
+    """The kernels of tiles in a case, and the bytes of all its buffers."""
+    recorded = launches(case, TARGET)
+    predictions = [predict(launch, case) for launch in recorded if launch.name in PASSES]
     return predictions, Buffers(case=case, bytes=buffer_bytes(recorded))
-
-
-LEGEND = """\
-Static roofline: compiled, not run; no time here is measured. Clocks are of one multiprocessor for 1000 pairs of the
-N × N: "bound", of the needed work on its own limiter (S symmetric, each cosine once a pass), "overlapped", if all pipes
-were busy at the same time, and "in turns", if products took turns with everything else; the percents are bound /
-clocks, the limiter the busiest pipe. Of each kind of tile, the loop with the most clocks: FLOP and instructions an
-element, and clocks for 1000 elements by pipe (shared: the least, as if the lanes of a load shared their addresses).
-"""
-KERNEL_HEAD = ("kernel", "tile", "registers", "spilled", "programs", "bound", "overlapped", "in turns", "%", "limiter")
-COUNTED = ("flop", "exp2", "fp32", "issued")
-
-
-def text_of(predictions: Sequence[Prediction]) -> list[str]:
-    """The tables of one case."""
-    case = predictions[0].case
-    title = f"{predictions[0].target}: {case.loss}, {case.variant}, {case.dtype}, D = {case.D}, N = {case.N}"
-    tiles = [row for each in predictions for row in _loop_rows(each)]
-    lines = [title, "", *table(KERNEL_HEAD, map(_kernel_row, predictions)), ""]
-    return lines + ([*table(["tile", *COUNTED, *PIPES], tiles), ""] if tiles else [])
-
-
-def _kernel_row(found: Prediction) -> list[str]:
-    clocks = (found.clocks_needed, found.clocks_overlapped, found.clocks_in_turns)
-    return [
-        found.kernel.removesuffix("_kernel"),
-        f"{found.tile}, {found.warps} warps",
-        *map(str, (found.registers, found.stack, found.programs)),
-        *(MISSING if each is None else f"{1000 * each:.1f}" for each in clocks),
-        " to ".join(f"{100 * share:.0f}" for share in found.shares[::-1]) or MISSING,
-        ", ".join([found.limiter, *(f"not matched: {each}" for each in found.unmatched)]),
-    ]
-
-
-def _loop_rows(found: Prediction) -> Iterator[list[str]]:
-    rows, _, keys = found.tile.partition("x")
-    for name in dict.fromkeys(loop.name for loop in found.loops):
-        loop = max((loop for loop in found.loops if loop.name == name), key=lambda loop: loop.overlapped)
-        counted = [f"{loop.per_element[what]:.2f}" for what in COUNTED]
-        clocks = [f"{1000 * loop.clocks[pipe] / (int(rows) * int(keys)):.0f}" for pipe in PIPES]
-        yield [f"{found.kernel.removesuffix('_kernel')}: {name}", *counted, *clocks]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.roofline")
-    parser.add_argument("--target", default="sm_90", choices=list(ARCHITECTURES))
-    parser.add_argument("--out", type=Path, help="also write PREFIX.json and PREFIX.txt", metavar="PREFIX")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="write the report there instead of to the terminal", metavar="FILE")
+    out = parser.parse_args().out
     refuse_the_interpreter()
     report = Report(versions=compiler_versions())
-    text = [LEGEND, ", ".join(f"{name} {value}" for name, value in report.versions.items()), ""]
-    print("\n".join(text), flush=True)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for found, buffers in pool.map(predict_case, cases(), itertools.repeat(arguments.target)):
+        for found, buffers in pool.map(predict_case, cases()):
             report.predictions += found
             report.buffers.append(buffers)
-            text += (lines := text_of(found))
-            print("\n".join(lines), flush=True)
-    if arguments.out:
-        for suffix, body in ((".json", report.model_dump_json(indent=1)), (".txt", "\n".join(text))):
-            write_atomically(Path(f"{arguments.out}{suffix}"), (body + "\n").encode())
+            print(buffers.case, file=sys.stderr)
+    text = report.model_dump_json(indent=1) + "\n"
+    if out:
+        write_atomically(out, text.encode())
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ whole number, and its exponentials must agree. A loop within an iteration (rows 
 products need that are missing then. Products of float32 in full precision are FFMA and are matched within a tenth.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,56 +19,37 @@ MOST_TILES = 8
 """Tiles that an iteration may have after unrolling."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What a multiprocessor does in a clock, and what it holds.
-
-    Args:
-        products: FLOP on the tensor cores, without sparsity, by operand type.
-        fp32_lanes: additions, multiplications or both fused, of float32.
-        integer_lanes: integer additions, logic, comparisons, minima, selections; integer multiply-adds as well.
-        special_lanes: exponentials, reciprocals, and conversions between integers and floats.
-        shared_bytes: through shared memory.
-        issue: instructions of a warp.
-    """
-
-    products: Mapping[str, int]
-    fp32_lanes: int
-    integer_lanes: int = 64
-    special_lanes: int = 16
-    shared_bytes: int = 128
-    issue: int = 4
-
-    def product_rate(self, dtype: str) -> int:
-        """FLOP a clock of products; of float32 in full precision, on the ordinary lanes."""
-        return 2 * self.fp32_lanes if dtype == "F32" else self.products[dtype]
-
-
-# Throughputs a clock and multiprocessor: CUDA C++ Programming Guide, "Arithmetic Instructions", table of native
-# arithmetic instructions (lanes). Tensor cores:
-# NVIDIA's A100 and H100 architecture papers (1024 and 2048 dense fp16 multiply-adds). Shared memory: 32 banks of 4
-# bytes. Conversions share the special-function unit: Nsight Compute's documentation of the XU pipe.
-ARCHITECTURES = {
-    "sm_80": Architecture({"BF16": 2048, "F16": 2048, "TF32": 1024}, fp32_lanes=64),
-    "sm_90": Architecture({"BF16": 4096, "F16": 4096, "TF32": 2048}, fp32_lanes=128),
-}
+# What a multiprocessor of sm_90 does in a clock. Lanes: CUDA C++ Programming Guide, "Arithmetic Instructions", table of
+# native arithmetic instructions. Tensor cores, FLOP without sparsity by operand type: NVIDIA's H100 architecture paper
+# (2048 dense fp16 multiply-adds). Shared memory: 32 banks of 4 bytes. Conversions share the special-function unit:
+# Nsight Compute's documentation of the XU pipe.
+FP32_LANES = 128
+INTEGER_LANES = 64
+"""Additions, logic, comparisons, minima, selections; integer multiply-adds as well."""
+SPECIAL_LANES = 16
+"""Exponentials, reciprocals, and conversions between integers and floats."""
+SHARED_BYTES = 128
+ISSUED = 4
+"""Instructions of a warp."""
+PRODUCTS = {"BF16": 4096, "F16": 4096, "TF32": 2048, "F32": 2 * FP32_LANES}
+"""Of float32 in full precision, on the ordinary lanes."""
 OPERANDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 PIPES = ("tensor", "special", "fp32", "integer", "issue", "shared")
 
 
-def pipe_clocks(counts: Counts, warps: int, architecture: Architecture) -> dict[str, float]:
+def pipe_clocks(counts: Counts, warps: int) -> dict[str, float]:
     """Clocks for which each pipe of a multiprocessor is busy with the counts of each of a program's warps."""
     lanes, classes = WARP * warps, counts.classes
     multiply = classes["multiply"] * lanes
     special = classes["exp2"] + classes["special"] + classes["conversion"]
     return {
-        "tensor": sum(flop * warps / architecture.products[dtype] for dtype, flop in counts.flop.items()),
-        "special": special * lanes / architecture.special_lanes,
+        "tensor": sum(flop * warps / PRODUCTS[dtype] for dtype, flop in counts.flop.items()),
+        "special": special * lanes / SPECIAL_LANES,
         # integer multiply-adds run on these lanes too, at the integers' rate
-        "fp32": max((counts.fp32 * lanes + multiply) / architecture.fp32_lanes, multiply / architecture.integer_lanes),
-        "integer": (classes["integer"] + classes["packing"]) * lanes / architecture.integer_lanes,
-        "issue": counts.issued * warps / architecture.issue,
-        "shared": (counts.bank_bytes * warps + 4 * classes["shuffle"] * lanes) / architecture.shared_bytes,
+        "fp32": max((counts.fp32 * lanes + multiply) / FP32_LANES, multiply / INTEGER_LANES),
+        "integer": (classes["integer"] + classes["packing"]) * lanes / INTEGER_LANES,
+        "issue": counts.issued * warps / ISSUED,
+        "shared": (counts.bank_bytes * warps + 4 * classes["shuffle"] * lanes) / SHARED_BYTES,
     }
 
 
@@ -105,22 +87,13 @@ class Tiles:
         return 2 * self.elements * sum(kind.widths) / self.warps
 
 
-def _product_signature(instructions: list[Instruction]) -> dict[str, int]:
-    out: dict[str, int] = {}
-    for each in instructions:
-        if each.kind == "product":
-            out[each.opcode] = out.get(each.opcode, 0) + 1
-    return out
-
-
 def _trips(own: list[Instruction], inner: list[Loop], kind: TileLoop, tiles: Tiles) -> list[int]:
     """How often each loop over chunks of columns runs in a tile: as often as a product has chunks, less the chunks
     that were peeled off into the tile's own code, seen by the same product instructions. Loops that look alike share
     what was peeled off evenly."""
     whole = 2 * tiles.elements * max(kind.widths) / tiles.warps
     paths = [each.path()[0] for each in inner]
-    signatures = [_product_signature(path) for path in paths]
-    outside = _product_signature(own)
+    outside, *signatures = (Counter(each.opcode for each in path if each.kind == "product") for path in (own, *paths))
     out = []
     for index, (path, signature) in enumerate(zip(paths, signatures, strict=True)):
         flop = sum(count(path).flop.values())
@@ -131,15 +104,14 @@ def _trips(own: list[Instruction], inner: list[Loop], kind: TileLoop, tiles: Til
         opcode = next(iter(signature))
         alike = sum(opcode in each for each in signatures)
         before = sum(opcode in each for each in signatures[:index])
-        chunks = outside.get(opcode, 0) // signature[opcode]
+        chunks = outside[opcode] // signature[opcode]
         out.append(round(whole / flop) - (chunks + alike - 1 - before) // alike)
     return out
 
 
 def _match(loop: Loop, tiles: Tiles) -> tuple[TileLoop, int, Counts] | None:
     """(kind of tile, tiles an iteration, counts of an iteration) of a loop; None if it is none of the kinds."""
-    own, passed = loop.path()
-    inner = [each for each in passed if not each.is_wait]
+    own, inner = loop.path()
     best: tuple[float, TileLoop, int, Counts] | None = None
     for kind in tiles.kinds:
         repeated = zip(inner, _trips(own, inner, kind, tiles), strict=True)
@@ -166,14 +138,14 @@ def _product_mismatch(counts: Counts, flop: float) -> float:
     return abs(tensor / flop - 1) * 1e6
 
 
-def predict_loop(loop: Loop, tiles: Tiles, architecture: Architecture) -> LoopPrediction | None:
+def predict_loop(loop: Loop, tiles: Tiles) -> LoopPrediction | None:
     """Clocks of a tile in a loop; None if it is not one over tiles."""
     found = _match(loop, tiles)
     if found is None:
         return None
     kind, number, counts = found
-    clocks = {pipe: value / number for pipe, value in pipe_clocks(counts, tiles.warps, architecture).items()}
-    operands = counts.operand_bytes * tiles.warps / architecture.shared_bytes / number
+    clocks = {pipe: value / number for pipe, value in pipe_clocks(counts, tiles.warps).items()}
+    operands = counts.operand_bytes * tiles.warps / SHARED_BYTES / number
     others = dict(clocks, tensor=0.0, shared=clocks["shared"] - operands)
     elements = number * tiles.elements / (WARP * tiles.warps)  # of one thread
     flop = sum(counts.flop.values()) + _lane_flop(counts, tiles.flop(kind) * number)
