@@ -39,7 +39,7 @@ lint: $(VENV)/.installed-test
 
 # The benchmarks run with threads that spin, as they do by default. A run that is ended leaves what it had measured in
 # RECORD with "-incomplete" in its name. Only the whole short grid becomes the record that the page is made from.
-#   make bench ARGS="--only dogo_loss"    make bench ARGS="--minutes 9"    make bench GRID=full RECORD=full.json
+#   make bench ARGS="--only dogo_loss"    make bench ARGS="--minutes 9"    make bench GRID=check RECORD=few.json
 GRID ?= short
 DEVICE := $(if $(shell command -v nvidia-smi),gpu,cpu)
 RECORD ?= $(if $(strip $(ARGS)$(filter-out short,$(GRID))),build,bench/results)/benchmark-$(DEVICE).json
@@ -47,20 +47,20 @@ bench: $(VENV)/.installed-test
 	mkdir -p $(dir $(RECORD))
 	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid $(GRID) --out $(RECORD) $(ARGS)
 
-# Are ratios (others' times over ours) within what repeated runs of the same code gave? bench-noise makes those runs.
-NOISE ?= bench/results/noise-$(DEVICE).json
+# Did a change make something slower? bench-noise, at the commit before it, makes repeated runs of the same code in
+# build/; bench-check, on the same machine, whether ratios (others' times over ours) are still within what those gave.
 RUNS ?= 1 2 3 4 5 6 7
 bench-check: $(VENV)/.installed-test
 	mkdir -p build
 	env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check.json
-	$(BIN)/python -m dogo_fast.bench.reports.check compare build/check.json
+	$(BIN)/python -m dogo_fast.bench.reports.check build/check.json $(wildcard build/check-[0-9]*.json)
 
 bench-noise: $(VENV)/.installed-test
 	mkdir -p build
+	rm -f build/check-[0-9]*.json
 	for run in $(RUNS); do \
 	  env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check-$$run.json || exit 1; \
 	done
-	$(BIN)/python -m dogo_fast.bench.reports.check noise $(RUNS:%=build/check-%.json) --out $(NOISE)
 
 # docs/performance.md, docs/plots/ and the figures of README.md, from the records.
 page: $(VENV)/.installed-test

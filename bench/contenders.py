@@ -1,10 +1,10 @@
 """What the losses are measured against. Each is asked for the same value; its error against float64 is recorded.
 
-``dense`` is the formula of dogo_fast/reference.py in the dtype of the inputs; ``compile`` and ``max-autotune`` are
-torch.compile of it, for that shape alone. ``authors`` is the formula of the DoGo authors' published code, written anew:
-cosines by broadcasting, [2N, 2N, D]. Of lightly and pytorch-metric-learning come the NT-Xent, beside the dense KL where
-the whole loss is asked for; both synchronise with the host, so they are not captured. cut-cross-entropy and inf-cl have
-no loss that leaves a row's similarity with itself out, so neither computes an NT-Xent: they do not apply.
+``dense`` is the formula of dogo_fast/reference.py in the dtype of the inputs; ``compile`` is torch.compile of it,
+for that shape alone. ``authors`` is the formula of the DoGo authors' published code, written anew: cosines by
+broadcasting, [2N, 2N, D]. Of lightly and pytorch-metric-learning come the NT-Xent, beside the dense KL where the whole
+loss is asked for; both synchronise with the host, so they are not captured. cut-cross-entropy and inf-cl have no loss
+that leaves a row's similarity with itself out, so neither computes an NT-Xent: they do not apply.
 """
 
 import importlib.util
@@ -21,10 +21,8 @@ from .timing import Contender, Loss
 TEMPERATURE, KD_TEMPERATURE = 0.5, 0.1
 FUSED = {"cpu": "cpp", "cuda": "triton"}
 """Our backend on each device."""
-COMPILED = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
-"""Modes of torch.compile."""
 LIBRARIES = {"lightly": "lightly", "metric-learning": "pytorch_metric_learning"}
-CONTENDERS = ("dense", *COMPILED, *LIBRARIES, "authors")
+CONTENDERS = ("dense", "compile", *LIBRARIES, "authors")
 
 
 def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contender]:
@@ -38,8 +36,8 @@ def contenders(loss: str, device: str, wanted: tuple[str, ...]) -> list[Contende
 
 
 def _contender(name: str, loss: str) -> Contender:
-    if name in COMPILED:
-        return Contender(name, lambda: _compiled(loss, COMPILED[name]))
+    if name == "compile":
+        return Contender(name, lambda: _compiled(loss))
     if name == "dense":
         return Contender(name, lambda: dense(loss))
     prepare = {
@@ -72,9 +70,9 @@ def _formula(loss: str, module: Any, **options: Any) -> Loss:
     return formulas[loss]
 
 
-def _compiled(loss: str, mode: str | None) -> Loss:
+def _compiled(loss: str) -> Loss:
     torch.compiler.reset()  # else the second shape is compiled for all shapes, which is slower
-    compiled: Loss = torch.compile(dense(loss), mode=mode, dynamic=False)
+    compiled: Loss = torch.compile(dense(loss), dynamic=False)
     return compiled
 
 

@@ -1,9 +1,9 @@
-"""Which sizes are measured: a short grid for ten minutes, a full one for an evening, others for checks and tests."""
+"""Which sizes are measured: a short grid for ten minutes, others for checks and tests."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-GRIDS = ("short", "full", "check", "smoke")
+GRIDS = ("short", "check", "smoke")
 
 
 class LossCase(NamedTuple):
@@ -35,7 +35,6 @@ class Extent(NamedTuple):
     size_of_widths: int | None = None
 
 
-POWERS = tuple(2**power for power in range(6, 17))
 EXTENTS = {
     ("smoke", "cpu"): Extent("float32", sizes=(64,), parts=(64,)),
     ("smoke", "cuda"): Extent("bfloat16", sizes=(64,), parts=(64,)),
@@ -59,31 +58,14 @@ EXTENTS = {
         sizes_of_other_dtypes=(256, 4096),
         size_of_widths=4096,
     ),
-    ("full", "cpu"): Extent(
-        "float32",
-        sizes=(*POWERS[:8], 16384),
-        parts=POWERS[:7],
-        other_dtypes=("bfloat16", "float16"),
-        sizes_of_other_dtypes=(64, 256, 1024, 4096),
-        size_of_widths=1024,
-    ),
-    ("full", "cuda"): Extent(
-        "bfloat16",
-        sizes=POWERS,
-        parts=POWERS,
-        other_dtypes=("float32", "float16"),
-        sizes_of_other_dtypes=POWERS[::2],
-        size_of_widths=16384,
-    ),
 }
 
 WANTED = {
     "smoke": ("dense", "lightly", "metric-learning", "authors"),
     "check": ("dense",),
     "short": ("dense", "compile", "lightly", "metric-learning", "authors"),
-    "full": ("dense", "compile", "max-autotune", "lightly", "metric-learning", "authors"),
 }
-BUDGET = {"smoke": 1.0, "check": 6.0, "short": 6.0, "full": 20.0}
+BUDGET = {"smoke": 1.0, "check": 6.0, "short": 6.0}
 """Seconds of rounds a case; five rounds at the least."""
 
 

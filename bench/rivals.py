@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dogo_fast import reference
-from dogo_fast.peers import Peer, build_peer
+from dogo_fast.peers import build_peer
 from dogo_fast.views import VIEW_RECIPES, ViewRecipe, blur_size
 
 Views = Callable[[Tensor], Tensor]
@@ -57,30 +57,26 @@ def kornia_views(recipe: ViewRecipe, size: int) -> Views:
     return lambda images: transform(images.to(torch.float32) / 255)
 
 
-class AuthorsStep:
-    """As the authors' loop does it, with kinder parts: views by torchvision on the CPU, float32 in eager, the dense
-    loss (by matrix products; theirs broadcasts), two plain Adams, a loss read back every step."""
+def authors_step(backbone: str, size: int, device: str) -> Callable[[Tensor], None]:
+    """A step on images, uint8 [N, 3, S, S] on the CPU, as the authors' loop does it, with kinder parts: views by
+    torchvision on the CPU, float32 in eager, the dense loss (by matrix products; theirs broadcasts), two plain Adams, a
+    loss read back every step."""
+    views = torchvision_views(VIEW_RECIPES["cifar"], size)
+    peers = [build_peer(backbone, size, 0, number).to(device).train() for number in (1, 2)]
+    optimisers = [torch.optim.Adam(peer.parameters(), lr=1e-3, foreach=False) for peer in peers]
 
-    def __init__(self, peers: list[Peer], views: Views, device: str) -> None:
-        self.peers, self.views, self.device = peers, views, device
-        self.optimisers = [torch.optim.Adam(peer.parameters(), lr=1e-3, foreach=False) for peer in peers]
-
-    def __call__(self, images: Tensor) -> None:
-        """images: uint8 [N, 3, S, S] on the CPU."""
+    def step(images: Tensor) -> None:
         pairs = []
-        for peer in self.peers:
-            a, b = (self.views(images).to(self.device) for _ in range(2))
+        for peer in peers:
+            a, b = (views(images).to(device) for _ in range(2))
             pairs.append((peer(a).projections, peer(b).projections))
         first, second = pairs
         output = reference.dogo_loss(first, second)
-        for optimiser in self.optimisers:
+        for optimiser in optimisers:
             optimiser.zero_grad()
         output.loss.backward()
-        for optimiser in self.optimisers:
+        for optimiser in optimisers:
             optimiser.step()
         output.loss.item()
 
-
-def authors_step(backbone: str, size: int, device: str) -> AuthorsStep:
-    peers = [build_peer(backbone, size, 0, number).to(device).train() for number in (1, 2)]
-    return AuthorsStep(peers, torchvision_views(VIEW_RECIPES["cifar"], size), device)
+    return step

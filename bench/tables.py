@@ -12,7 +12,7 @@ import torch
 from . import records
 from .contenders import CONTENDERS
 from .records import PLACES, Info, KernelsInfo, LossInfo, NotARecord, Record, ViewsInfo, load
-from .work import PASSES, Shape, bound
+from .work import PASSES, Shape, bound, least_seconds
 
 TITLES = {
     "dogo_loss": "Whole DoGo loss",
@@ -61,7 +61,7 @@ def loss_table(infos: Sequence[LossInfo]) -> list[str]:
     times = [f"{phase}, ms" for phase in ("forward", "backward", "both")]
     rows = []
     for info in infos:
-        stars = {name: "*" if info.device == "cuda" and not each else "" for name, each in info.captured.items()}
+        stars = {name: "*" if info.device == "cuda" and not info.captured.get(name) else "" for name in info.seconds}
         ours = info.seconds["ours"]
         ratios = [
             spread(info.faster_than[name].both, digits=2) + stars[name]
@@ -84,7 +84,7 @@ def percents_of_bound(info: LossInfo) -> list[float]:
     shape = Shape(info.loss, info.N, info.D, getattr(torch, info.dtype).itemsize)
     rates, ours = info.rates.model_dump(by_alias=True), info.seconds["ours"]
     return [
-        100 * bound(shape, rates, info.device == "cuda", passes).total / seconds.median
+        100 * least_seconds(bound(shape, rates, passes), info.device == "cuda") / seconds.median
         for passes, seconds in ((PASSES[:1], ours.forward), (PASSES[1:], ours.backward), (PASSES, ours.both))
     ]
 
@@ -124,12 +124,12 @@ def percent_of_copy(record: Record, info: ViewsInfo) -> str:
 
 def phase_table(infos: Sequence[records.StepInfo]) -> list[str]:
     """Where the time of an eager step goes, and how long a GPU idles in a captured one."""
-    phases = list(records.PhaseShares.model_fields)
+    phases = list(dict.fromkeys(phase for info in infos for phase in info.phase_shares))
     rows = []
     for info in infos:
-        shares = [getattr(info.phase_shares, phase).median for phase in phases]
+        shares = [info.phase_shares.get(phase) for phase in phases]
         idle = MISSING if info.gpu_idle_share is None else f"{100 * info.gpu_idle_share:.1f}"
-        rows.append([str(info), *(f"{100 * share:.1f}" for share in shares), idle])
+        rows.append([str(info), *(f"{100 * share.median:.1f}" if share else MISSING for share in shares), idle])
     return table(["", *(f"{phase}, %" for phase in phases), "GPU idle, %"], rows)
 
 

@@ -13,10 +13,8 @@ Floating-point operations are those of products: 2 for a multiply-add.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-LOSSES = ("nt_xent", "similarity_kl", "dogo_loss")
 PASSES = ("forward", "backward")
 
 
@@ -29,19 +27,12 @@ class Work(NamedTuple):
     bytes_written: int = 0
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A loss at a size.
+class Shape(NamedTuple):
+    """A loss at a size: "nt_xent" of one peer, "similarity_kl" or "dogo_loss" of two.
 
-    Args:
-        loss: "nt_xent" (one peer), "similarity_kl" or "dogo_loss" (two).
-        N: images, each a row of two views, or a query and a key of the similarity KL.
-        D: columns of every row.
-        itemsize: bytes a number of the inputs and gradients.
-        teacher_learns: whether the second peer of the similarity KL gets a gradient too.
-
-    Raises:
-        ValueError: a loss that is none, or sizes below 1.
+    N: images, each a row of two views, or a query and a key of the similarity KL; D: columns of every row; itemsize:
+    bytes a number of the inputs and gradients; teacher_learns: whether the second peer of the similarity KL gets a
+    gradient too.
     """
 
     loss: str
@@ -49,12 +40,6 @@ class Shape:
     D: int
     itemsize: int = 4
     teacher_learns: bool = False
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        if min(self.N, self.D, self.itemsize) < 1:
-            raise ValueError(f"N, D and itemsize must be at least 1, got {self}")
 
 
 def needed(shape: Shape, passes: tuple[str, ...] = PASSES) -> Work:
@@ -64,12 +49,7 @@ def needed(shape: Shape, passes: tuple[str, ...] = PASSES) -> Work:
     exponentials; the gradient multiplies all (2N)² weights, 8N²D. Of the similarity KL: N² cosines of both peers a pass
     and as many exponentials each; the gradient multiplies N² weights for the queries and again for the keys. The whole
     loss has both on the same cosines, and adds the weights before it multiplies them.
-
-    Raises:
-        ValueError: a pass that is none.
     """
-    if unknown := set(passes) - set(PASSES):
-        raise ValueError(f"passes must be of {', '.join(PASSES)}, got {', '.join(sorted(unknown))}")
     peers = range(1 if shape.loss == "nt_xent" else 2)
     parts = [_needed_by_peer(shape, peer, one == "backward") for one in passes for peer in peers]
     return Work(*map(sum, zip(*parts, strict=True)))
@@ -87,39 +67,22 @@ def _needed_by_peer(shape: Shape, peer: int, backward: bool) -> Work:
     return Work(flop + 2 * weights * shape.D, exponentials, size, size)
 
 
-class Bound(NamedTuple):
-    """The least time of some work on a machine: seconds by what may limit it, which of these does, and the total."""
-
-    seconds: dict[str, float]
-    limiter: str
-    total: float
-
-
-def bound(shape: Shape, rates: Mapping[str, float], overlap: bool = False, passes: tuple[str, ...] = PASSES) -> Bound:
-    """The least time of a loss, forward and backward, at rates measured on the machine.
-
-    Args:
-        shape: of the loss.
-        rates: a second: "gemm" (FLOP of a matrix product in the dtype of the inputs), "exp2" (exponentials) and, if
-            memory is to count, "copy" (bytes read and written by a copy).
-        overlap: whether products and exponentials run at the same time, as on a GPU (tensor cores and special-function
-            units) and not on a CPU. Memory always does.
-        passes: only one of the two, if so wanted.
-
-    Raises:
-        ValueError: a rate that is missing or not above 0.
-    """
-    for name in ("gemm", "exp2", "copy"):
-        value = rates.get(name)
-        if (value is None and name != "copy") or (value is not None and not value > 0):
-            raise ValueError(f"rates must have {name!r} above 0, got {value}")
+def bound(shape: Shape, rates: Mapping[str, float], passes: tuple[str, ...] = PASSES) -> dict[str, float]:
+    """The least seconds of a loss by what may limit it, at rates measured on the machine: "gemm" (FLOP of a matrix
+    product in the dtype of the inputs a second), "exp2" (exponentials) and "copy" (bytes read and written)."""
     work = needed(shape, passes)
-    seconds = {"products": work.flop / rates["gemm"], "exponentials": work.exponentials / rates["exp2"]}
-    arithmetic = max(seconds.values()) if overlap else sum(seconds.values())
-    if "copy" in rates:
-        seconds["memory"] = (work.bytes_read + work.bytes_written) / rates["copy"]
-    limiter = max(seconds, key=lambda name: seconds[name])
-    return Bound(seconds, limiter, max(arithmetic, seconds.get("memory", 0.0)))
+    return {
+        "products": work.flop / rates["gemm"],
+        "exponentials": work.exponentials / rates["exp2"],
+        "memory": (work.bytes_read + work.bytes_written) / rates["copy"],
+    }
+
+
+def least_seconds(bounds: Mapping[str, float], overlap: bool) -> float:
+    """Of all. ``overlap``: products and exponentials run at the same time, as on a GPU (tensor cores and
+    special-function units) and not on a CPU. Memory always does."""
+    products, exponentials, memory = bounds["products"], bounds["exponentials"], bounds["memory"]
+    return max(memory, max(products, exponentials) if overlap else products + exponentials)
 
 
 # What the kernels do

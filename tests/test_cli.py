@@ -315,7 +315,7 @@ def test_augment_saves_a_sheet_of_the_images_and_their_views(tmp_path: Path, cap
             ["--method simclr|simsiam[,...]", "(default: simclr)", "results:\n  --out DIR"],
         ),
         (["augment", "--help"], ["--image-size PIXELS", "(default: views.png)"]),
-        (["benchmark", "--help"], ["--only SUITE", "similarity_kl", "{short,full,check,smoke}"]),
+        (["benchmark", "--help"], ["--only SUITE", "similarity_kl", "{short,check,smoke}"]),
         (["tune", "--help"], ["--rows INT [INT ...]", "(default: 256 1024 4096 16384)"]),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sass import sass
 
+from dogo_fast.bench.per_kernel import PASSES
 from dogo_fast.bench.reports import roofline
 from dogo_fast.bench.reports.machine_code import Counts, loops, parse
 from dogo_fast.bench.reports.roofline import Prediction
@@ -182,31 +183,6 @@ def test_products_on_both() -> None:
     assert predicted([TileLoop("three", (32, 32, 32), 1, 9)], *lines) is None
 
 
-def test_seconds_are_those_of_the_busiest_multiprocessor(compiled: dict[tuple[str, str], Prediction]) -> None:
-    """Of 132; N = 4096 in tiles of 128 rows: 64 row blocks, in 4 parts of the keys or for each of 2 peers. Row blocks
-    of view a have two tiles of NT-Xent and one of both peers, those of view b four of NT-Xent."""
-    statistics, gradient = (compiled["dogo_loss", f"{name}_kernel"] for name in ("statistics", "gradient"))
-    assert (statistics.programs, gradient.programs) == (256, 128)
-    assert gradient.busiest_overlapped == gradient.busiest_in_turns == 1 / 128
-    clocks: dict[float, list[float]] = {1.0: [], 4.0: []}
-    for loop in statistics.loops:
-        clocks[loop.per_element["exp2"]].append(max(loop.clocks.values()))
-    one, joint = (sum(values) / len(values) for values in clocks.values())
-    a, b = 2 * one + joint, 4 * one
-    assert a > b  # 128 of each, 32 of a and 32 of b in turn: the fifth 32 begin with four of a, where two of a meet
-    assert statistics.busiest_overlapped == pytest.approx(2 * a / (128 * (a + b)))
-    assert gradient.clocks_overlapped is not None and gradient.clocks_in_turns is not None
-    expected = [4096**2 * clocks / 128 / 2e9 for clocks in (gradient.clocks_overlapped, gradient.clocks_in_turns)]
-    assert gradient.seconds(2e9) == pytest.approx(expected)
-
-
-def test_programs_go_to_the_multiprocessor_that_is_free_first() -> None:
-    assert roofline.busiest([1.0] * 4, 4) == roofline.busiest([1.0] * 4, 99) == 1 / 4
-    assert roofline.busiest([1.0] * 5, 4) == 2 / 5
-    assert roofline.busiest([3.0, 1.0, 1.0, 1.0], 2) == 3 / 6
-    assert roofline.busiest([1.0, 1.0, 1.0, 3.0], 2) == 4 / 6
-
-
 # The report
 
 
@@ -222,11 +198,13 @@ def test_the_recorded_report_is_whole() -> None:
     recorded = roofline.load_report(RECORDED / "roofline-sm_90.json")
     assert set(recorded.versions) == {"torch", "triton", "python", "commit"}
     assert "+" not in str(recorded.versions["commit"])
-    assert {each.case for each in recorded.predictions} >= set(roofline.cases())
-    assert {each.case for each in recorded.buffers} >= set(roofline.cases())
+    cases = list(roofline.cases())
+    assert [(each.case, each.kernel) for each in recorded.predictions] == [
+        (case, name) for case in cases for name in PASSES
+    ]
+    assert [each.case for each in recorded.buffers] == cases
     assert all(each.bytes > 0 for each in recorded.buffers)
     for each in recorded.predictions:
         assert each.unmatched == [], each.case
-        if each.kernel in ("statistics_kernel", "gradient_kernel"):
-            overlapped, in_turns = each.shares
-            assert 0 < in_turns <= overlapped <= 1
+        overlapped, in_turns = each.shares
+        assert 0 < in_turns <= overlapped <= 1

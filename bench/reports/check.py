@@ -1,10 +1,9 @@
-"""Whether something became slower: ratios of one run against those of repeated runs on the same kind of machine.
+"""Whether something became slower: the ratios of one run against those of runs made before, on the same machine.
 
-    check noise RUN.json RUN.json ... --out FILE    repeated runs of the same code, made one record
-    check compare RUN.json [FILE ...]               against the record of this kind of machine
+    check RUN.json BEFORE.json BEFORE.json ...
 
 A ratio is the time of a contender over ours in the same run, so it is independent of the machine's mood; what noise is
-left is measured: of the logarithms of each ratio, over the repeated runs, the mean m and the standard deviation s. A
+left is measured: of the logarithms of each ratio, over the runs before, the mean m and the standard deviation s. A
 ratio is slower where its logarithm is below m − 4 s, with s no less than the median of all, nor than 2 %.
 """
 
@@ -14,14 +13,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
-from pydantic import Field
-
-from dogo_fast.atomic import write_atomically
-from dogo_fast.errors import UserError
-
-from ..records import RESULTS, AboveZero, Commit, LossInfo, NotARecord, Part, RatedInfo, Record, load, read
+from ..records import LossInfo, NotARecord, RatedInfo, Record, load
 from ..tables import MISSING, number, table
 
 DEVIATIONS = 4.0
@@ -32,33 +26,12 @@ FEWEST_RUNS = 5
 FASTER, SLOWER, SAME, GONE = "faster", "SLOWER", "", "NOT RUN"
 
 
-class Noise(Part):
-    """The record of repeated runs of the same code."""
+class Band(NamedTuple):
+    """What a ratio may be with nothing changed."""
 
-    machine: dict[str, Any]
-    grid: str
-    commit: Commit
-    ratios: Annotated[dict[str, Annotated[list[AboveZero], Field(min_length=FEWEST_RUNS)]], Field(min_length=1)]
-
-    @property
-    def runs(self) -> int:
-        return len(next(iter(self.ratios.values())))
-
-    def bands(self) -> dict[str, tuple[float, float, float]]:
-        """(lowest, middle, highest) of each ratio that is no change."""
-        logarithms = {name: [math.log(value) for value in values] for name, values in self.ratios.items()}
-        spreads = {name: statistics.stdev(values) for name, values in logarithms.items()}
-        least = max(LEAST_DEVIATION, statistics.median(spreads.values()))
-        out = {}
-        for name, values in logarithms.items():
-            middle, width = statistics.fmean(values), DEVIATIONS * max(least, spreads[name])
-            out[name] = (math.exp(middle - width), math.exp(middle), math.exp(middle + width))
-        return out
-
-
-def load_noise(path: Path) -> Noise:
-    """A record of repeated runs; raises NotARecord."""
-    return read(path, Noise, "a record of repeated runs")
+    low: float
+    middle: float
+    high: float
 
 
 def ratios(record: Record) -> dict[str, float]:
@@ -76,104 +49,87 @@ def ratios(record: Record) -> dict[str, float]:
     }
 
 
-def machine_of(record: Record) -> dict[str, Any]:
+def kind_of(record: Record) -> dict[str, Any]:
     """What must be the same for ratios to be compared."""
-    machine = record.machine
+    versions = record.machine.versions
     return {
         "name": record.name,
-        "cores": machine.cpu.count,
-        "threads": machine.threads,
-        "versions": {name: machine.versions[name] for name in COMPARED_WITH if name in machine.versions},
+        "cores": record.machine.cpu.count,
+        "threads": record.machine.threads,
+        "versions": {name: versions[name] for name in COMPARED_WITH if name in versions},
+        "grid": record.grid,
     }
 
 
-def measure_noise(records: Sequence[Record]) -> Noise:
-    """The record of repeated runs.
+def bands(before: Sequence[Record]) -> dict[str, Band]:
+    """Of every ratio that repeated runs of the same code have in common.
 
     Raises:
-        NotARecord: too few runs, or runs of several kinds of machines, grids or commits.
+        NotARecord: too few runs, or of several commits, or nothing in common.
     """
-    different = len({record.path.resolve() for record in records})
+    different = len({record.path.resolve() for record in before})
     if different < FEWEST_RUNS:
-        raise NotARecord(f"at least {FEWEST_RUNS} runs must be given, got {different}")
-    kinds = [(machine_of(record), record.grid, record.commit.id) for record in records]
-    for record, own in zip(records, kinds, strict=True):
-        if own != kinds[0]:
-            raise NotARecord(f"{record.path} is of another kind of run than {records[0].path}: {own} and {kinds[0]}")
-    runs = [ratios(record) for record in records]
-    common = {name: [run[name] for run in runs] for name in runs[0] if all(name in run for run in runs)}
-    if not common:
-        raise NotARecord("the runs must have ratios in common, got none")
-    machine, grid, _ = kinds[0]
-    return Noise(machine=machine, grid=grid, commit=records[0].commit, ratios=common)
+        raise NotARecord(f"at least {FEWEST_RUNS} runs before must be given, got {different}: make bench-noise")
+    for record in before:
+        if record.commit != before[0].commit:
+            raise NotARecord(f"{record.path} is of another commit than {before[0].path}")
+    runs = [ratios(record) for record in before]
+    logarithms = {name: [math.log(run[name]) for run in runs] for name in runs[0] if all(name in run for run in runs)}
+    if not logarithms:
+        raise NotARecord("the runs before must have ratios in common, got none")
+    spreads = {name: statistics.stdev(values) for name, values in logarithms.items()}
+    least = max(LEAST_DEVIATION, statistics.median(spreads.values()))
+    middles = {name: statistics.fmean(values) for name, values in logarithms.items()}
+    widths = {name: DEVIATIONS * max(least, spread) for name, spread in spreads.items()}
+    return {
+        name: Band(*(math.exp(middle + sign * widths[name]) for sign in (-1, 0, 1))) for name, middle in middles.items()
+    }
 
 
-def compare(record: Record, noise: Noise) -> list[tuple[str, float | None, tuple[float, float, float], str]]:
-    """Name, ratio now, band and verdict of everything that was recorded."""
-    found, out = ratios(record), []
-    for name, (low, middle, high) in noise.bands().items():
+def compare(run: Record, before: Sequence[Record]) -> list[tuple[str, float | None, Band, str]]:
+    """Name, ratio now, band and verdict of every ratio of the runs before.
+
+    Raises:
+        NotARecord: runs of several kinds of machines or grids; and see ``bands``.
+    """
+    for record in before:
+        if kind_of(record) != kind_of(run):
+            raise NotARecord(f"{record.path} is of {kind_of(record)}, {run.path} of {kind_of(run)}")
+    found, out = ratios(run), []
+    for name, band in bands(before).items():
         now = found.get(name)
-        verdict = GONE if now is None else SLOWER if now < low else FASTER if now > high else SAME
-        out.append((name, now, (low, middle, high), verdict))
+        verdict = GONE if now is None else SLOWER if now < band.low else FASTER if now > band.high else SAME
+        out.append((name, now, band, verdict))
     return out
 
 
-def find_noise(record: Record, paths: Sequence[Path]) -> Noise:
-    """The record of repeated runs on the same kind of machine.
-
-    Raises:
-        NotARecord: there is none.
-    """
-    wanted = (machine_of(record), record.grid)
-    said = ["no ratios are recorded for {}, grid {}: record some with make bench-noise".format(*wanted)]
-    for path in paths:
-        try:
-            noise = load_noise(path)
-        except NotARecord as error:
-            said.append(str(error))
-            continue
-        if (noise.machine, noise.grid) == wanted:
-            return noise
-        said.append(f"{path} is of {noise.machine}, grid {noise.grid}")
-    raise NotARecord("; ".join(said))
-
-
-def print_comparison(record: Record, noise: Noise) -> int:
-    """Returns the exit code: 1 where something is slower or did not run."""
-    compared = compare(record, noise)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: nothing slower; 1: something is, or did not run; 2: nothing to compare with, or no records."""
+    parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.check")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("before", nargs="*", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        before = [load(path) for path in options.before]
+        compared = compare(load(options.run), before)
+    except NotARecord as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     rows = [
-        [name, MISSING if now is None else number(now), f"{number(middle)} ({number(low)}–{number(high)})", verdict]
-        for name, now, (low, middle, high), verdict in compared
+        [
+            name,
+            MISSING if now is None else number(now),
+            f"{number(band.middle)} ({number(band.low)}–{number(band.high)})",
+            verdict,
+        ]
+        for name, now, band, verdict in compared
     ]
-    print("\n".join(table(["ratio", "now", "recorded (band)", ""], rows)))
-    print(f"bands: {DEVIATIONS:g} standard deviations of {noise.runs} repeated runs at {noise.commit.id[:12]}")
+    print("\n".join(table(["ratio", "now", "before (band)", ""], rows)))
+    print(f"bands: {DEVIATIONS:g} standard deviations of {len(before)} runs at {before[0].commit.id[:12]}")
     worse = sum(verdict in (SLOWER, GONE) for *_, verdict in compared)
     if worse:
         print(f"slower than the noise allows, or not run: {worse} of {len(compared)}", file=sys.stderr)
     return int(worse > 0)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0: nothing slower; 1: something is; 2: nothing to compare with, or no records."""
-    parser = argparse.ArgumentParser(prog="python -m dogo_fast.bench.reports.check")
-    commands = parser.add_subparsers(dest="command", required=True)
-    noise = commands.add_parser("noise", help="make one record of repeated runs")
-    noise.add_argument("runs", nargs="+", type=Path)
-    noise.add_argument("--out", type=Path, required=True)
-    comparison = commands.add_parser("compare", help="compare a run with the record")
-    comparison.add_argument("run", type=Path)
-    comparison.add_argument("recorded", nargs="*", type=Path)
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "noise":
-            text = measure_noise([load(path) for path in options.runs]).model_dump_json(indent=1)
-            write_atomically(options.out, (text + "\n").encode())
-            return 0
-        record = load(options.run)
-        return print_comparison(record, find_noise(record, options.recorded or sorted(RESULTS.glob("noise-*.json"))))
-    except (NotARecord, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

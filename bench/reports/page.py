@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase
+from dogo_fast.ops.compiling import KernelCase
 
 from .. import tables
 from ..grid import MIDDLE
@@ -31,7 +31,7 @@ from ..records import (
     recorded,
 )
 from ..tables import MISSING, number, table
-from . import check, plots
+from . import plots
 from .roofline import TARGET, Report, load_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +49,6 @@ compiled for sm_80, sm_90, sm_100, sm_120 and gfx942, where the compiler's repor
 and the views' kernel have not run on a GPU either. What the machine code says of an H200, counted and not run, of the
 whole loss at N = 4096 in bfloat16: {foreseen}."""
 
-CLOCK = 1.8e9
-"""Hz that a prediction is given in seconds for; an H200's boost clock is 1.98 GHz, under load it is less."""
 AIMS = {
     256: "at most 25 µs a replay",
     4096: "8 × dense, 4 × torch.compile",
@@ -72,20 +70,17 @@ def write_page(records: Sequence[Record], folder: Path) -> str:
     """The page's text; the pictures are written into the folder.
 
     Raises:
-        NotARecord: the static roofline or a record of repeated runs is missing or damaged.
+        NotARecord: the static roofline is missing or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     static = load_report(RESULTS / f"roofline-{TARGET}.json")
     return TEMPLATE.read_text().format(
         state=state(records, static),
-        multiprocessors=MULTIPROCESSORS[TARGET],
-        clock=CLOCK / 1e9,
         aims="\n".join(aims(static)),
         records="\n".join(_section(record, folder) for record in records),
         target=TARGET,
         versions=", ".join(f"{name} {version}" for name, version in static.versions.items() if version),
         predictions="\n".join(_predictions(static)),
-        noise="\n".join(_noise(path) for path in sorted(RESULTS.glob("noise-*.json"))),
     )
 
 
@@ -118,19 +113,19 @@ def aims(static: Report) -> list[str]:
 
 
 def _foreseen(static: Report, N: int) -> str:
-    """Times, percents of the bound and limiter of the whole loss in bfloat16 by its machine code, and its buffers."""
+    """Percents of the bound and limiters of the whole loss in bfloat16 by its machine code, and its buffers."""
     case = KernelCase("dogo_loss", "bfloat16", MIDDLE, N, "static")
     kernels = [each for each in static.predictions if each.case == case and each.kernel in PASSES]
     buffers = [each.bytes for each in static.buffers if each.case == case]
     if len(kernels) != len(PASSES) or not all(each.shares for each in kernels) or not buffers:
         return MISSING
-    times = [sum(values) for values in zip(*(each.seconds(CLOCK) for each in kernels), strict=True)]
-    least = sum(each.clocks_needed or 0.0 for each in kernels) * N**2 / (MULTIPROCESSORS[TARGET] * CLOCK)
+    needed, overlapped, in_turns = (
+        sum(getattr(each, f"clocks_{name}") for each in kernels) for name in ("needed", "overlapped", "in_turns")
+    )
     limiters = dict.fromkeys(each.limiter for each in kernels)
     return ", ".join(
         [
-            " to ".join(number(1e6 * time) for time in times) + " µs",
-            " to ".join(f"{100 * least / time:.0f}" for time in times) + " % of the bound",
+            f"{100 * needed / in_turns:.0f} to {100 * needed / overlapped:.0f} % of the bound",
             "limited by " + " and ".join(NAMES.get(limiter, limiter) for limiter in limiters),
             f"{number(buffers[0] / 2**20)} MiB",
         ]
@@ -157,23 +152,6 @@ def _predictions(static: Report) -> list[str]:
     ]
     head = ["loss", "dtype", "D", "N", "kernel", "tile", "registers", "spilled, B", "limiter", "% of the bound"]
     return table(head, rows)
-
-
-def _noise(path: Path) -> str:
-    """How far ratios wander between runs of the same code."""
-    noise = check.load_noise(path)
-    rows = [
-        [name, number(middle), f"{number(low)}–{number(high)}", f"{100 * (middle / low - 1):.0f}"]
-        for name, (low, middle, high) in noise.bands().items()
-    ]
-    return f"""
-## What counts as slower: {noise.machine["name"]}
-
-`make bench-check` measures these ratios again and fails below the band: {check.DEVIATIONS:g} standard
-deviations of {noise.runs} runs of the same code, each ratio's own or the median of all, whichever is larger
-([record]({_link(path)})).
-
-""" + "\n".join(table(["ratio", "middle", "band", "ours slower by more than, %"], rows))
 
 
 def readme_figures(records: Sequence[Record]) -> str:

@@ -26,7 +26,6 @@ COLOURS = {
     "ours": "#c1121f",
     "dense": "#1d3557",
     "compile": "#457b9d",
-    "max-autotune": "#a8dadc",
     "lightly": "#6a994e",
     "metric-learning": "#b08968",
     "authors": "#7f7f7f",

@@ -14,7 +14,6 @@ within a warp, which waits for each product before it uses it.
 """
 
 import argparse
-import heapq
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from pydantic import BaseModel
 
 from dogo_fast.atomic import write_atomically
 from dogo_fast.measuring import compiler_versions
-from dogo_fast.ops.compiling import MULTIPROCESSORS, KernelCase, buffer_bytes, build
+from dogo_fast.ops.compiling import KernelCase, buffer_bytes, build
 from dogo_fast.ops.launches import Launch
 
 from ..per_kernel import PASSES, shape_of
@@ -52,8 +51,7 @@ TARGET = "sm_90"
 
 class Prediction(BaseModel):
     """One kernel of one case. Clocks are of one multiprocessor for each of N² pairs of rows, None where a loop was not
-    matched or the kernel has no tiles; ``busiest_*``: the part of the launch's clocks that the multiprocessor has that
-    has most."""
+    matched."""
 
     case: KernelCase
     kernel: str
@@ -61,14 +59,11 @@ class Prediction(BaseModel):
     warps: int
     registers: int
     stack: int
-    programs: int
     loops: list[LoopPrediction] = []
     limiter: str = "unknown"
     clocks_needed: float | None = None
     clocks_overlapped: float | None = None
     clocks_in_turns: float | None = None
-    busiest_overlapped: float | None = None
-    busiest_in_turns: float | None = None
     unmatched: list[str] = []
 
     @property
@@ -77,13 +72,6 @@ class Prediction(BaseModel):
         if self.clocks_needed is None or self.clocks_overlapped is None or self.clocks_in_turns is None:
             return []
         return [self.clocks_needed / self.clocks_overlapped, self.clocks_needed / self.clocks_in_turns]
-
-    def seconds(self, clock: float) -> list[float]:
-        """At ``clock`` Hz, of the busiest multiprocessor: all pipes busy at once, and in turns. Empty where there
-        are no clocks."""
-        ways = ((self.clocks_overlapped, self.busiest_overlapped), (self.clocks_in_turns, self.busiest_in_turns))
-        pairs = self.case.N**2 / clock
-        return [pairs * clocks * part for clocks, part in ways if clocks is not None and part is not None]
 
 
 class Buffers(BaseModel):
@@ -121,7 +109,6 @@ def predict(launch: Launch, case: KernelCase) -> Prediction:
         warps=warps,
         registers=code.registers,
         stack=code.stack,
-        programs=launch.programs,
         loops=matched,
         unmatched=unmatched + [kind.name for kind, each in alike.items() if not each],
     )
@@ -146,33 +133,6 @@ def _add_clocks(out: Prediction, launch: Launch, alike: Mapping[TileLoop, Sequen
     out.clocks_overlapped, out.clocks_in_turns = (
         sum(kind.tiles * clocks for kind, clocks in each.items()) / case.N**2 for each in (overlapped, in_turns)
     )
-    out.busiest_overlapped, out.busiest_in_turns = (
-        busiest(program_clocks(launch, each), MULTIPROCESSORS[TARGET]) for each in (overlapped, in_turns)
-    )
-
-
-def program_clocks(launch: Launch, clocks: Mapping[TileLoop, float]) -> list[float]:
-    """Of every program of a launch, in the order of its grid, if all its tiles take the clocks of their kind.
-
-    Programs are alike, but for the statistics of NT-Xent and the KL together: a row block of view a has a tile of its
-    own view for each peer, and one of both peers; one of view b has two for each peer.
-    """
-    values = launch.values
-    kinds = {len(kind.widths): value for kind, value in clocks.items()}
-    if launch.name != "statistics_kernel" or not (values["NT"] and values["KL"]):
-        return [1.0] * launch.programs
-    blocks_a = -(-values["rows_a"] // values["BLOCK_M"])
-    in_a, in_b = 2 * kinds[1] + kinds[2], 4 * kinds[1]
-    return [in_a if number % launch.grid[0] < blocks_a else in_b for number in range(launch.programs)]
-
-
-def busiest(programs: Sequence[float], multiprocessors: int) -> float:
-    """The part of all programs' clocks that the multiprocessor has that has most, if each, in order, goes to the one
-    that is free first, and each has one at a time."""
-    free = [0.0] * multiprocessors
-    for clocks in programs:
-        heapq.heapreplace(free, free[0] + clocks)
-    return max(free) / sum(programs)
 
 
 # The report

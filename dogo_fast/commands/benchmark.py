@@ -21,7 +21,7 @@ from dogo_fast.errors import StoppedBySignal, UserError
 from dogo_fast.training.config import Metavar
 
 Suite = Literal["dogo_loss", "nt_xent", "similarity_kl", "augment", "step", "pretraining"]
-Grid = Literal["short", "full", "check", "smoke"]
+Grid = Literal["short", "check", "smoke"]
 NEEDED = ("pytest", "pytest_benchmark", "kornia")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PASSED_ON: dict[int, int] = {signal.SIGINT: signal.SIGTERM}
@@ -32,8 +32,8 @@ class BenchmarkConfig(Options):
     """What is measured, and where the record is written."""
 
     grid: Grid = "short"
-    """Which sizes: short (about ten minutes), full (an evening), check (the few that make bench-check compares), smoke
-    (to see that all runs)."""
+    """Which sizes: short (about ten minutes), check (the few that make bench-check compares), smoke (to see that all
+    runs)."""
     only: Annotated[tuple[Suite, ...], Metavar("SUITE")] = Field(
         (), description=f"Some of the suites {', '.join(get_args(Suite))}; all of them if none is given."
     )

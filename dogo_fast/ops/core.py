@@ -65,7 +65,7 @@ class Backend(Protocol):
         """Gradients of the views and of the temperatures that are tensors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loss:
     """One loss: all that its operators, their fake kernels and their autograd follow from.
 
@@ -193,28 +193,45 @@ def _name(backend: str) -> str:
     return backend.partition(":")[0]
 
 
-def _take_apart(loss: Loss, arguments: tuple[Any, ...]) -> Call:
+def _take_apart(loss: Loss, arguments: tuple[Any, ...], fake: bool) -> Call:
     """Of an operator's arguments: views, temperatures, settings, product, backend."""
     given = iter(arguments)
     pairs = tuple((next(given), next(given)) for _ in loss.pairs)
-    temperatures = [Temperature(next(given), next(given)) for _ in loss.temperatures]
+    temperatures = tuple(Temperature(next(given), next(given)) for _ in loss.temperatures)
     *settings, product, backend = given
-    rows, keys = (view.shape[0] for view in pairs[0])
-    computed_by: Any = loss.backends[_name(backend)]
-    if isinstance(computed_by, str):
-        computed_by = importlib.import_module(computed_by)
-    problem = computed_by.Problem(
-        widths=tuple(first.shape[1] for first, _ in pairs),
-        dtypes=tuple(first.dtype for first, _ in pairs),
-        product=PRODUCTS[product],
-        **{"rows_a": rows, "rows_b": keys, **loss.terms(rows, keys, *temperatures, *settings)},
+    first, second = pairs[0]
+    shapes = tuple((view.shape[1], view.dtype) for view, _ in pairs)
+    remembered = not fake and all(temperature.tensor is None for temperature in temperatures)
+    pose = _pose if remembered else _pose.__wrapped__  # sizes may be symbolic, and a tensor is not to be held
+    computed_by, problem = pose(
+        loss, _name(backend), product, first.shape[0], second.shape[0], shapes, temperatures, tuple(settings)
     )
     return Call(computed_by, problem, pairs)
 
 
+@functools.lru_cache(maxsize=64)
+def _pose(
+    loss: Loss,
+    backend: str,
+    product: str,
+    rows: int,
+    keys: int,
+    shapes: tuple[tuple[int, torch.dtype], ...],
+    temperatures: tuple[Temperature, ...],
+    settings: tuple[Any, ...],
+) -> tuple[Backend, Any]:
+    """What computes a loss, and its problem; training asks for the same one in every step."""
+    computed_by: Any = loss.backends[backend]
+    if isinstance(computed_by, str):
+        computed_by = importlib.import_module(computed_by)
+    widths, dtypes = zip(*shapes, strict=True)
+    terms = {"rows_a": rows, "rows_b": keys, **loss.terms(rows, keys, *temperatures, *settings)}
+    return computed_by, computed_by.Problem(widths=widths, dtypes=dtypes, product=PRODUCTS[product], **terms)
+
+
 def forward(loss: Loss, *arguments: Any, fake: bool = False) -> tuple[Tensor, ...]:
     """The operator: its values, then what its backward reads. ``fake``: their shapes and dtypes alone."""
-    call = _take_apart(loss, arguments)
+    call = _take_apart(loss, arguments, fake)
     rows: int | None = call.problem.value_rows
     values = {name: call.empty() if rows is None else call.empty(rows) for name in loss.values}
     if fake:
@@ -230,7 +247,7 @@ def backward(loss: Loss, *arguments: Any, fake: bool = False) -> tuple[Tensor, .
     given = iter(arguments)
     upstream = {name: next(given) for name in loss.values}
     saved = tuple(next(given) for _ in loss.saved)
-    call = _take_apart(loss, tuple(given))
+    call = _take_apart(loss, tuple(given), fake)
     if fake:
         gradients = call.backend.allocate_gradients(call.problem, call.device)
     elif call.problem.value_rows is None:
