@@ -7,7 +7,7 @@ same code runs on a CPU.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -196,6 +196,7 @@ class TrainingStep:
         """
         self._load(batch)
         stream = torch.cuda.Stream(self.device)
+        give_generator_back = self._generator_as_it_is()
         with self.leaving_no_trace():
             try:
                 stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -210,6 +211,7 @@ class TrainingStep:
                 self.graph = graph
             except Exception as error:
                 torch.cuda.synchronize(self.device)
+                give_generator_back()
                 self.graph = None
                 if self.scaler.is_enabled():
                     private.abandon_step(self.scaler)
@@ -219,6 +221,15 @@ class TrainingStep:
                     stacklevel=2,
                 )
         return self.graph is not None
+
+    def _generator_as_it_is(self) -> Callable[[], object]:
+        """To be called after a capture that failed: it leaves the GPU's random generator believing that it is being
+        captured, and the next dropout in eager fails (seen in torch 2.11)."""
+        if self.device.type != "cuda":
+            return lambda: None
+        generator = torch.cuda.default_generators[self.device.index]
+        apart = generator.clone_state()
+        return lambda: generator.graphsafe_set_state(apart)
 
     def warm_up(self) -> None:
         """Some steps on the batch as it lies, for ``leaving_no_trace`` to undo."""
