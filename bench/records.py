@@ -194,6 +194,8 @@ class Record(Part):
     grid: str
     machine: Machine = Field(alias="machine_info")
     commit: Commit = Field(alias="commit_info")
+    remark: str | None = None
+    """What else a reader must know, put in by hand."""
     benchmarks: list[Benchmark]
 
     @check(mode="after")
@@ -230,7 +232,7 @@ class Record(Part):
             *([f"{gpu.name}, driver {gpu.driver}, CUDA {gpu.cuda}"] if gpu else []),
             f"{cpu.brand_raw}, {cpu.count} cores ({', '.join(flags)}), {machine.threads} threads{memory}",
             ", ".join([f"Python {machine.python}", *map(" ".join, machine.versions.items())]),
-            f"{name}, grid {self.grid}",
+            f"{name}, grid {self.grid}{self.remark and f'; {self.remark}' or ''}",
         ]
 
 

@@ -27,6 +27,7 @@ from ..records import (
     PretrainingInfo,
     RatedInfo,
     Record,
+    StepInfo,
     ViewsInfo,
     recorded,
 )
@@ -60,7 +61,10 @@ AIM_OF_A_STEP = "15,000 images/s, GPU idle under 3 %, views under 3 % of an eage
 
 NAMES = {"shared": "shared memory", "special": "exponentials", "tensor": "products"}
 """Of some pipes of a multiprocessor."""
-SHOWN = ((256, "float32"), (4096, "float32"), (4096, "bfloat16"))
+SHOWN = {
+    "cuda": ((256, "bfloat16"), (4096, "bfloat16"), (32768, "bfloat16")),
+    "cpu": ((256, "float32"), (4096, "float32"), (4096, "bfloat16")),
+}
 """N and dtypes of the whole loss in README.md."""
 LEFT_OUT = ("metric-learning",)
 """For want of room; the page has it."""
@@ -155,30 +159,36 @@ def _predictions(static: Report) -> list[str]:
 
 
 def readme_figures(records: Sequence[Record]) -> str:
-    """The two pictures and five rows of the first record, where ours is no faster in any, and what is unmeasured."""
-    record = records[0]
-    about = f"{record.name}, {record.machine.threads} threads; `make bench`, [record]({record.path.relative_to(ROOT)})."
-    parts = [
-        "\n".join(f"![{title}](docs/plots/{plots.file_name(what, record)})" for what, title in plots.TITLES.items()),
-        about,
-        "\n".join(table([f"both passes, D = {MIDDLE}", "ours", "how many times as long others take"], _rows(record))),
-        textwrap.fill(_slower(records), WIDTH),
-        state(records, load_report(RESULTS / f"roofline-{TARGET}.json")),
-    ]
+    """The two pictures of the first record, five rows of each, where ours is no faster, and what is unmeasured."""
+    pictures = [f"![{title}](docs/plots/{plots.file_name(what, records[0])})" for what, title in plots.TITLES.items()]
+    parts = ["\n".join(pictures)]
+    for record in records:
+        gpu = record.device == "cuda"
+        where = record.name if gpu else f"{record.name}, {record.machine.threads} threads"
+        link = f"`make bench`, [record]({record.path.relative_to(ROOT)})"
+        parts.append(f"{where}; {link}{'; * in eager, since no CUDA graph can hold it' * gpu}.")
+        head = [f"both passes, D = {MIDDLE}", "ours", "how many times as long others take"]
+        parts.append("\n".join(table(head, _rows(record))))
+    parts.append(textwrap.fill(_slower(records), WIDTH))
+    parts.append(state(records, load_report(RESULTS / f"roofline-{TARGET}.json")))
     return "\n\n".join(part for part in parts if part)
 
 
 def _rows(record: Record) -> Iterator[list[str]]:
-    for N, dtype in SHOWN:
+    for N, dtype in SHOWN[record.device]:
         for info in record.of(LossInfo, loss="dogo_loss", device=record.device, D=MIDDLE, N=N, dtype=dtype):
             time, memory = info.seconds["ours"].both.median, info.memory_bytes["ours"]
-            ratios = {name: phases.both.median for name, phases in info.faster_than.items() if name not in LEFT_OUT}
+            ratios = {
+                f"{name}{'' if info.captured[name] or record.device == 'cpu' else '*'}": phases.both.median
+                for name, phases in info.faster_than.items()
+                if name not in LEFT_OUT
+            }
             ours = f"{number(1e3 * time)} ms, {number(memory / 2**20)} MiB"
             yield [f"whole loss, N = {N}, {dtype}", ours, _others(ratios)]
-    for kind in (ViewsInfo, PretrainingInfo):
+    for kind in (ViewsInfo, StepInfo, PretrainingInfo) if record.device == "cuda" else (ViewsInfo, PretrainingInfo):
         for rated in record.of(kind, device=record.device)[:1]:
             ratios = {name: values.median for name, values in rated.faster_than.items()}
-            what = str(rated).partition(", ")[2]
+            what = str(rated).removeprefix(f"{PLACES[rated.device]}, ")
             rate = f"{number(rated.per_second['ours'].median)} {rated.unit}"
             yield [f"{rated.kind}, {what}", rate, _others(ratios)]
 
