@@ -1,8 +1,9 @@
-// All views of a batch: uint8 images and what was drawn for each view in, normalised channels-last views out. The
+// All views of a batch: uint8 pictures of any sizes and what was drawn for each view in, normalised channels-last views out. The
 // equations are those at the head of kernels/augment.py; dogo_fast/views/reference.py is the same in plain tensors.
 //
 // There is no gradient and nothing is saved. A view lives in the buffers of its thread while it is made, three planes of
-// floats; memory does not grow with the batch: 4 · (6 S² + H S + W) bytes a thread for images of H × W and views of S × S.
+// floats; memory does not grow with the batch: 4 · (6 S² + H S + W) bytes a thread, H × W the largest sides of a crop, for
+// views of S × S.
 // A crop that is not turned is scaled along one axis after the other, with weights made once a view; the adjustments are
 // plain loops over a plane, which the compiler vectorises.
 #include <ATen/Dispatch.h>
@@ -40,10 +41,18 @@ struct Draws {
   bool solarised;
 };
 
-// Sizes that all views share, in pixels.
+// Sizes that all views share, in pixels; of the crops the largest.
 struct Shape {
   int64_t height, width, size, blur;
   int64_t pixels() const { return size * size; }
+};
+
+// Where a picture begins among the bytes, and its sides: a row of places.
+struct Picture {
+  explicit Picture(const uint8_t* bytes, const int64_t* place) : red(bytes + place[0]), height(place[1]), width(place[2]) {}
+
+  const uint8_t* red;
+  int64_t height, width;
 };
 
 inline float clamp(float x) { return std::min(std::max(x, 0.0f), 1.0f); }
@@ -100,11 +109,11 @@ class View {
       : shape_(shape), planes_(3 * shape.pixels()), other_(3 * shape.pixels()), rows_(shape.height * shape.size),
         line_(shape.width) {}
 
-  void make(const uint8_t* image, const Draws& draws) {
+  void make(const Picture& picture, const Draws& draws) {
     if (draws.angle == 0) {
-      crop(image, draws);
+      crop(picture, draws);
     } else {
-      crop_turned(image, draws);
+      crop_turned(picture, draws);
     }
     for (int64_t turn = 0; turn < 4; ++turn) {
       for (int64_t number = 0; number < 4; ++number) {
@@ -141,13 +150,13 @@ class View {
   float* plane(int64_t channel) const { return planes_.data() + channel * shape_.pixels(); }
 
   // Columns first, into as many rows as the crop has; then rows.
-  void crop(const uint8_t* image, const Draws& draws) {
+  void crop(const Picture& picture, const Draws& draws) {
     const int64_t size = shape_.size;
     const Axis y(draws.height, size, false), x(draws.width, size, draws.flipped);
     for (int64_t channel = 0; channel < 3; ++channel) {
-      const uint8_t* corner = image + (channel * shape_.height + draws.top) * shape_.width + draws.left;
+      const uint8_t* corner = picture.red + (channel * picture.height + draws.top) * picture.width + draws.left;
       for (int64_t row = 0; row < draws.height; ++row) {
-        scale_row(corner + row * shape_.width, draws.width, x, rows_.data() + row * size);
+        scale_row(corner + row * picture.width, draws.width, x, rows_.data() + row * size);
       }
       for (int64_t i = 0; i < size; ++i) {
         float* out = plane(channel) + i * size;
@@ -182,13 +191,13 @@ class View {
     }
   }
 
-  void crop_turned(const uint8_t* image, const Draws& draws) {
+  void crop_turned(const Picture& picture, const Draws& draws) {
     const auto size = static_cast<float>(shape_.size);
     const auto height = static_cast<float>(draws.height), width = static_cast<float>(draws.width);
     const float cosine = std::cos(draws.angle), sine = std::sin(draws.angle);
     const float support_y = std::max(height / size, 1.0f), support_x = std::max(width / size, 1.0f);
-    const uint8_t* corner = image + draws.top * shape_.width + draws.left;
-    const int64_t image_pixels = shape_.height * shape_.width;
+    const uint8_t* corner = picture.red + draws.top * picture.width + draws.left;
+    const int64_t plane_bytes = picture.height * picture.width;
     for (int64_t i = 0; i < shape_.pixels(); ++i) {
       const float y = static_cast<float>(i / shape_.size) + 0.5f - size / 2;
       const int64_t column = i % shape_.size;
@@ -199,9 +208,9 @@ class View {
       for (int64_t k = rows.start; k < rows.stop; ++k) {
         for (int64_t l = columns.start; l < columns.stop; ++l) {
           const float weight = rows.weight(k) * columns.weight(l);
-          const uint8_t* pixel = corner + k * shape_.width + l;
+          const uint8_t* pixel = corner + k * picture.width + l;
           for (int64_t channel = 0; channel < 3; ++channel) {
-            sums[channel] += weight * static_cast<float>(pixel[channel * image_pixels]);
+            sums[channel] += weight * static_cast<float>(pixel[channel * plane_bytes]);
           }
           sums[3] += weight;
         }
@@ -346,47 +355,57 @@ class View {
   Buffer<float> line_;  // a row of the crop
 };
 
-void check(const Tensor& images, const Tensor& rows, const Tensor& draws, const Tensor& out, int64_t blur) {
-  const int64_t views = draws.size(0), N = rows.size(0), size = out.size(2);
+// Whether all lies where it may; returns the shape.
+Shape check(const Tensor& pixels, const Tensor& places, const Tensor& draws, const Tensor& out, int64_t blur) {
+  const int64_t views = draws.size(0), N = places.size(0), size = out.size(2);
   TORCH_CHECK(draws.size(1) == N && draws.size(2) == kDraws, "draws must be [views, N, 17], got ", draws.sizes());
+  TORCH_CHECK(places.dim() == 2 && places.size(1) == 3, "places must be [N, 3], got ", places.sizes());
   TORCH_CHECK(
       out.size(0) == views && out.size(1) == N && out.size(3) == size && out.size(4) == 3,
       "out must be [views, N, S, S, 3], got ", out.sizes());
   TORCH_CHECK(blur / 2 < size, "the blur must be narrower than twice the view, got ", blur, " and ", size);
-  const int64_t* row = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < N; ++i) {
+  const int64_t* place = places.const_data_ptr<int64_t>();
+  const int64_t bytes = pixels.numel();
+  for (int64_t i = 0; i < N; ++i, place += 3) {
+    const int64_t begin = place[0], height = place[1], width = place[2];
     TORCH_CHECK_INDEX(
-        row[i] >= 0 && row[i] < images.size(0), "rows must be from 0 to ", images.size(0) - 1, ", got ", row[i]);
+        begin >= 0 && height > 0 && width > 0 && height <= bytes && width <= bytes / height / 3 &&
+            begin <= bytes - 3 * height * width,
+        "pictures must lie within ", bytes, " bytes, got one of ", height, " x ", width, " from byte ", begin);
   }
+  Shape shape{0, 0, size, blur};
+  place = places.const_data_ptr<int64_t>();
   const float* numbers = draws.const_data_ptr<float>();
   for (int64_t i = 0; i < views * N; ++i) {
     const Draws d(numbers + i * kDraws);
     TORCH_CHECK_VALUE(
-        d.top >= 0 && d.left >= 0 && d.height > 0 && d.width > 0 && d.top + d.height <= images.size(2) &&
-            d.left + d.width <= images.size(3),
-        "draws must have crops within the image, got top ", d.top, ", left ", d.left, ", height ", d.height, ", width ",
+        d.top >= 0 && d.left >= 0 && d.height > 0 && d.width > 0 && d.top + d.height <= place[3 * (i % N) + 1] &&
+            d.left + d.width <= place[3 * (i % N) + 2],
+        "draws must have crops within the picture, got top ", d.top, ", left ", d.left, ", height ", d.height, ", width ",
         d.width);
+    shape.height = std::max(shape.height, d.height);
+    shape.width = std::max(shape.width, d.width);
   }
+  return shape;
 }
 
 }  // namespace
 
-// images uint8 [M, 3, H, W], rows int64 [N], draws float [views, N, 17], out [views, N, S, S, 3]; all contiguous.
+// pixels uint8 [bytes], places int64 [N, 3], draws float [views, N, 17], out [views, N, S, S, 3]; all contiguous.
 void augment(
-    const Tensor& images, const Tensor& rows, const Tensor& draws, const Tensor& out, int64_t blur,
+    const Tensor& pixels, const Tensor& places, const Tensor& draws, const Tensor& out, int64_t blur,
     at::ArrayRef<double> scale, at::ArrayRef<double> shift) {
-  check(images, rows, draws, out, blur);
-  const Shape shape{images.size(2), images.size(3), out.size(2), blur};
-  const uint8_t* pixels = images.const_data_ptr<uint8_t>();
-  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const Shape shape = check(pixels, places, draws, out, blur);
+  const uint8_t* bytes = pixels.const_data_ptr<uint8_t>();
+  const int64_t* place = places.const_data_ptr<int64_t>();
   const float* numbers = draws.const_data_ptr<float>();
-  const int64_t N = rows.size(0), image_numbers = 3 * shape.height * shape.width;
+  const int64_t N = places.size(0);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "dogo_fast augment", [&] {
     scalar_t* views = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, draws.size(0) * N, 1, [&](int64_t start, int64_t stop) {
       View view(shape);
       for (int64_t i = start; i < stop; ++i) {
-        view.make(pixels + row[i % N] * image_numbers, Draws(numbers + i * kDraws));
+        view.make(Picture(bytes, place + 3 * (i % N)), Draws(numbers + i * kDraws));
         view.write(views + i * 3 * shape.pixels(), scale, shift);
       }
     });

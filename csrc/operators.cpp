@@ -11,7 +11,7 @@ namespace dogo_fast {
 
 // csrc/augment.cpp
 void augment(
-    const at::Tensor& images, const at::Tensor& rows, const at::Tensor& draws, const at::Tensor& out, int64_t blur,
+    const at::Tensor& pixels, const at::Tensor& places, const at::Tensor& draws, const at::Tensor& out, int64_t blur,
     at::ArrayRef<double> scale, at::ArrayRef<double> shift);
 
 namespace {
@@ -213,7 +213,7 @@ TORCH_LIBRARY(dogo_fast_cpp, m) {
       "int[] geometry, float[] temperatures, float[] nt_coefficients, float[] kl_coefficients, bool teacher, "
       "int step) -> int");
   m.def(
-      "augment(Tensor images, Tensor rows, Tensor draws, Tensor(a!) out, int blur, float[] scale, float[] shift) -> ()");
+      "augment(Tensor pixels, Tensor places, Tensor draws, Tensor(a!) out, int blur, float[] scale, float[] shift) -> ()");
   m.def("exp2_(Tensor(a!) x) -> ()");
   m.def("has_amx() -> bool", has_amx);
 }

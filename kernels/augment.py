@@ -1,9 +1,9 @@
-"""All views of a batch in one launch: uint8 images in, normalised channels-last views in the training dtype out.
+"""All views of a batch in one launch: uint8 pictures of any sizes in, normalised channels-last views in the training dtype out.
 
-For the pixel with centre (y, x) of a view of S_h × S_w pixels, with the draws of its image:
+For the pixel with centre (y, x) of a view of S × S pixels, with the draws of its picture:
 
     sample       (u, v) = centre scaled into the crop (flipped, turned by the angle about the crop's centre);
-                 x_c = Σ_k Σ_l t((k + ½ − u)/s_u) t((l + ½ − v)/s_v) image_c[k, l] / Σ Σ t t,   t(d) = max(0, 1 − |d|),
+                 x_c = Σ_k Σ_l t((k + ½ − u)/s_u) t((l + ½ − v)/s_v) picture_c[k, l] / Σ Σ t t,   t(d) = max(0, 1 − |d|),
                  s = max(1, crop/S): bilinear, antialiased where the crop is larger than the view, as torchvision's
     brightness   x ← clamp(f x)
     contrast     x ← clamp(f x + (1 − f) m),  m the mean of g(x) over the view as it is now
@@ -39,10 +39,10 @@ from .tiles import narrow
 
 
 class Pictures(NamedTuple):
-    """All pictures and which of them a batch has."""
+    """The pictures of a batch."""
 
-    p_images: Any  # [M, 3, HEIGHT, WIDTH] uint8
-    p_rows: Any  # [N] int64, where each picture lies
+    p_pixels: Any  # uint8, whatever lies there
+    p_places: Any  # [N, 3] int64: where in it each [3, height, width] begins, height, width
     p_indices: Any  # [N] int64, the number that its draws depend on
 
 
@@ -63,17 +63,6 @@ class Normalisation(NamedTuple):
     shift_0: Any
     shift_1: Any
     shift_2: Any
-
-
-class Sizes(NamedTuple):
-    """Of pictures and views, pixels, and how many pixels a sample may read along each axis."""
-
-    HEIGHT: Any
-    WIDTH: Any
-    OUT_HEIGHT: Any
-    OUT_WIDTH: Any
-    TAPS_Y: Any
-    TAPS_X: Any
 
 
 # What it is made of
@@ -119,7 +108,7 @@ def _tile(number, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _tap(b_centre, extent, support, k: tl.constexpr):
+def _tap(b_centre, extent, support, k):
     """The k-th pixel that a sample at b_centre reads along an axis of the crop, and its weight."""
     b_pixel = tl.maximum(tl.floor(b_centre - support + 0.5), 0.0) + k
     b_last = tl.minimum(tl.floor(b_centre + support + 0.5), extent)
@@ -128,32 +117,30 @@ def _tap(b_centre, extent, support, k: tl.constexpr):
 
 
 @triton.jit
-def _sample(picture, draws, turn, tile, sizes: tl.constexpr):
-    """The view's pixels from the picture, in [0, 1]."""
-    OUT_HEIGHT: tl.constexpr = sizes.OUT_HEIGHT
-    OUT_WIDTH: tl.constexpr = sizes.OUT_WIDTH
-    TAPS_Y: tl.constexpr = sizes.TAPS_Y
-    TAPS_X: tl.constexpr = sizes.TAPS_X
-    i_pixels = tile.i_pixels % (OUT_HEIGHT * OUT_WIDTH)
+def _sample(picture, draws, turn, tile, SIZE: tl.constexpr):
+    """The view's pixels from the picture, in [0, 1]. A sample reads 2 pixels along an axis, or more where the crop is
+    larger than the view."""
+    i_pixels = tile.i_pixels % (SIZE * SIZE)
     extent_y = draws.box.height.to(tl.float32)
     extent_x = draws.box.width.to(tl.float32)
-    b_x = (i_pixels % OUT_WIDTH).to(tl.float32)
-    b_x = tl.where(draws.flipped, OUT_WIDTH - 1 - b_x, b_x) + 0.5 - OUT_WIDTH / 2
-    b_y = (i_pixels // OUT_WIDTH).to(tl.float32) + 0.5 - OUT_HEIGHT / 2
-    b_centre_y = ((b_y * turn.cosine + b_x * turn.sine) / OUT_HEIGHT + 0.5) * extent_y
-    b_centre_x = ((b_x * turn.cosine - b_y * turn.sine) / OUT_WIDTH + 0.5) * extent_x
+    b_x = (i_pixels % SIZE).to(tl.float32)
+    b_x = tl.where(draws.flipped, SIZE - 1 - b_x, b_x) + 0.5 - SIZE / 2
+    b_y = (i_pixels // SIZE).to(tl.float32) + 0.5 - SIZE / 2
+    b_centre_y = ((b_y * turn.cosine + b_x * turn.sine) / SIZE + 0.5) * extent_y
+    b_centre_x = ((b_x * turn.cosine - b_y * turn.sine) / SIZE + 0.5) * extent_x
     b_centre_y = tl.minimum(tl.maximum(b_centre_y, 0.5), extent_y - 0.5)
     b_centre_x = tl.minimum(tl.maximum(b_centre_x, 0.5), extent_x - 0.5)
-    support_y = tl.maximum(extent_y / OUT_HEIGHT, 1.0)
-    support_x = tl.maximum(extent_x / OUT_WIDTH, 1.0)
+    support_y = tl.maximum(extent_y / SIZE, 1.0)
+    support_x = tl.maximum(extent_x / SIZE, 1.0)
     b_red = tl.zeros_like(b_x)
     b_green = tl.zeros_like(b_x)
     b_blue = tl.zeros_like(b_x)
     b_total = tl.zeros_like(b_x)
     plane = picture.height * picture.width
-    for k in tl.static_range(TAPS_Y):
+    taps_x = tl.ceil(2 * support_x).to(tl.int32)
+    for k in range(0, tl.ceil(2 * support_y).to(tl.int32)):
         b_row, b_weight_y = _tap(b_centre_y, extent_y, support_y, k)
-        for l in tl.static_range(TAPS_X):  # noqa: E741
+        for l in range(0, taps_x):  # noqa: E741
             b_column, b_weight_x = _tap(b_centre_x, extent_x, support_x, l)
             b_weight = b_weight_y * b_weight_x
             m_weight = b_weight > 0
@@ -271,12 +258,10 @@ def _reflect(i_position, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _blur(p_planes, tile, sigma, ALONG_X: tl.constexpr, sizes: tl.constexpr, BLUR_SIZE: tl.constexpr):
+def _blur(p_planes, tile, sigma, ALONG_X: tl.constexpr, SIZE: tl.constexpr, BLUR_SIZE: tl.constexpr):
     """One direction of the blur of the three planes [pixels] that start at p_planes."""
-    OUT_HEIGHT: tl.constexpr = sizes.OUT_HEIGHT
-    OUT_WIDTH: tl.constexpr = sizes.OUT_WIDTH
-    i_row = tile.i_pixels // OUT_WIDTH
-    i_column = tile.i_pixels % OUT_WIDTH
+    i_row = tile.i_pixels // SIZE
+    i_column = tile.i_pixels % SIZE
     b_red = tl.zeros(tile.i_pixels.shape, tl.float32)
     b_green = tl.zeros(tile.i_pixels.shape, tl.float32)
     b_blue = tl.zeros(tile.i_pixels.shape, tl.float32)
@@ -286,13 +271,13 @@ def _blur(p_planes, tile, sigma, ALONG_X: tl.constexpr, sizes: tl.constexpr, BLU
         weight = tl.exp(-0.5 * distance * distance)
         total += weight
         if ALONG_X:
-            i_source = i_row * OUT_WIDTH + _reflect(i_column + tap, OUT_WIDTH)
+            i_source = i_row * SIZE + _reflect(i_column + tap, SIZE)
         else:
-            i_source = _reflect(i_row + tap, OUT_HEIGHT) * OUT_WIDTH + i_column
+            i_source = _reflect(i_row + tap, SIZE) * SIZE + i_column
         p_pixels = p_planes + i_source
         b_red += weight * tl.load(p_pixels, mask=tile.m_pixels, other=0.0).to(tl.float32)
-        b_green += weight * tl.load(p_pixels + OUT_HEIGHT * OUT_WIDTH, mask=tile.m_pixels, other=0.0).to(tl.float32)
-        b_blue += weight * tl.load(p_pixels + 2 * OUT_HEIGHT * OUT_WIDTH, mask=tile.m_pixels, other=0.0).to(tl.float32)
+        b_green += weight * tl.load(p_pixels + SIZE * SIZE, mask=tile.m_pixels, other=0.0).to(tl.float32)
+        b_blue += weight * tl.load(p_pixels + 2 * SIZE * SIZE, mask=tile.m_pixels, other=0.0).to(tl.float32)
     return Colours(b_red / total, b_green / total, b_blue / total)
 
 
@@ -304,25 +289,26 @@ def augment_kernel(
     p_out,
     N,
     normalisation,
-    sizes: tl.constexpr,
+    SIZE: tl.constexpr,
     BLUR_SIZE: tl.constexpr,
     TURNS: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One program a view of an image. Grid: (N, views).
+    """One program a view of a picture. Grid: (N, views).
 
-    p_scratch [views, N, 2, 3, OUT_HEIGHT, OUT_WIDTH] float16, or None where BLUR_SIZE is 0. p_out
-    [views, N, OUT_HEIGHT, OUT_WIDTH, 3]. Angles count when TURNS. BLOCK pixels are worked on at once.
+    p_scratch [views, N, 2, 3, SIZE, SIZE] float16, or None where BLUR_SIZE is 0. p_out [views, N, SIZE, SIZE, 3]. Angles
+    count when TURNS. BLOCK pixels are worked on at once.
     """
     i_image = tl.program_id(0)
     i_view = tl.program_id(1)
-    HEIGHT: tl.constexpr = sizes.HEIGHT
-    WIDTH: tl.constexpr = sizes.WIDTH
-    PIXELS: tl.constexpr = sizes.OUT_HEIGHT * sizes.OUT_WIDTH
+    PIXELS: tl.constexpr = SIZE * SIZE
     TILES: tl.constexpr = (PIXELS + BLOCK - 1) // BLOCK
     i_out = i_view.to(tl.int64) * N + i_image
-    picture = Picture(pictures.p_images + tl.load(pictures.p_rows + i_image) * (3 * HEIGHT * WIDTH), HEIGHT, WIDTH)
+    p_place = pictures.p_places + 3 * i_image
+    picture = Picture(
+        pictures.p_pixels + tl.load(p_place), tl.load(p_place + 1).to(tl.int32), tl.load(p_place + 2).to(tl.int32)
+    )
     if source.p_draws is not None:
         draws = load_draws(source.p_draws + i_out * DRAWS)
     else:
@@ -343,11 +329,11 @@ def augment_kernel(
     if TILES > 1 and jitters:
         for number in range(0, TILES):
             tile = _tile(number, PIXELS, BLOCK)
-            mean += _sum_grey(_sample(picture, draws, turn, tile, sizes), draws, tile)
+            mean += _sum_grey(_sample(picture, draws, turn, tile, SIZE), draws, tile)
 
     for number in range(0, TILES):
         tile = _tile(number, PIXELS, BLOCK)
-        colours = _sample(picture, draws, turn, tile, sizes)
+        colours = _sample(picture, draws, turn, tile, SIZE)
         if TILES == 1 and jitters:
             mean = _sum_grey(colours, draws, tile)
         colours = _adjust(colours, tl.where(jitters, 4, 0), draws, mean / PIXELS)
@@ -367,10 +353,10 @@ def augment_kernel(
         tl.debug_barrier()  # the program's own writes are read below by other threads of it
         for number in range(0, TILES):
             tile = _tile(number, PIXELS, BLOCK)
-            colours = _blur(p_planes, tile, draws.sigma, True, sizes, BLUR_SIZE)
+            colours = _blur(p_planes, tile, draws.sigma, True, SIZE, BLUR_SIZE)
             _write_planes(p_planes + 3 * PIXELS, tile, colours, PIXELS)
         tl.debug_barrier()
         for number in range(0, TILES):
             tile = _tile(number, PIXELS, BLOCK)
-            colours = _blur(p_planes + 3 * PIXELS, tile, draws.sigma, False, sizes, BLUR_SIZE)
+            colours = _blur(p_planes + 3 * PIXELS, tile, draws.sigma, False, SIZE, BLUR_SIZE)
             _write(p_view, tile, colours, draws.solarised, normalisation, INTERPRETED)

@@ -94,13 +94,16 @@ def _below(word, count):
 def _draw_crop(counter, p_recipe, height, width):
     """Ten tries at once; where none fits, the largest centred crop of an allowed ratio. In float64, so that rounding
     to whole pixels goes the same way on every device."""
+    exact_height = height.to(tl.float64)
+    exact_width = width.to(tl.float64)
     i_tries = tl.arange(0, 16)
     words = _words(counter, i_tries)
     area_low = tl.load(p_recipe).to(tl.float64)
     area_high = tl.load(p_recipe + 1).to(tl.float64)
     ratio_low = tl.load(p_recipe + 2).to(tl.float64)
     ratio_high = tl.load(p_recipe + 3).to(tl.float64)
-    b_area = height * width * (area_low + words[0].to(tl.float64) * 2.3283064365386963e-10 * (area_high - area_low))
+    b_area = area_low + words[0].to(tl.float64) * 2.3283064365386963e-10 * (area_high - area_low)
+    b_area *= exact_height * exact_width
     log_low = tl.log(ratio_low)
     b_ratio = tl.exp(log_low + words[1].to(tl.float64) * 2.3283064365386963e-10 * (tl.log(ratio_high) - log_low))
     b_height = tl.floor(tl.sqrt(b_area / b_ratio) + 0.5).to(tl.int32)
@@ -110,9 +113,9 @@ def _draw_crop(counter, p_recipe, height, width):
     m_first = i_tries == first
     b_top = _below(words[2], tl.maximum(height - b_height + 1, 1))
     b_left = _below(words[3], tl.maximum(width - b_width + 1, 1))
-    ratio = tl.minimum(tl.maximum(width / height, ratio_low), ratio_high)
-    whole_height = tl.maximum(tl.minimum(height, tl.floor(width / ratio + 0.5).to(tl.int32)), 1)
-    whole_width = tl.maximum(tl.minimum(width, tl.floor(height * ratio + 0.5).to(tl.int32)), 1)
+    ratio = tl.minimum(tl.maximum(exact_width / exact_height, ratio_low), ratio_high)
+    whole_height = tl.maximum(tl.minimum(height, tl.floor(exact_width / ratio + 0.5).to(tl.int32)), 1)
+    whole_width = tl.maximum(tl.minimum(width, tl.floor(exact_height * ratio + 0.5).to(tl.int32)), 1)
     none = first == 16
     return Box(
         tl.where(none, (height - whole_height) // 2, tl.sum(tl.where(m_first, b_top, 0), 0)),

@@ -54,7 +54,7 @@ class ViewDraws(NamedTuple):
 
 
 def draw_views(
-    table: Tensor, seed: int, epoch: Tensor | int, indices: Tensor, views: Tensor, image_size: tuple[int, int]
+    table: Tensor, seed: int, epoch: Tensor | int, indices: Tensor, views: Tensor, sides: Tensor
 ) -> ViewDraws:
     """The draws of every view of every image, as the kernel makes them.
 
@@ -64,7 +64,7 @@ def draw_views(
         epoch: a number, or an int64 tensor [1].
         indices: int64 [N], numbers of the images.
         views: int64 [views], numbers of the views.
-        image_size: height and width, pixels.
+        sides: int64 [N, 2], height and width of each, pixels.
 
     Returns:
         tensors [views, N].
@@ -87,7 +87,7 @@ def draw_views(
     factors = (_between(word, column[8 + 2 * i : 10 + 2 * i]) for i, word in enumerate(words(11)))
     return ViewDraws._make(
         (
-            *_draw_boxes(table.double(), [word[:CROP_TRIES] for word in all_words], image_size),
+            *_draw_boxes(table.double(), [word[:CROP_TRIES] for word in all_words], sides),
             _uniform(flip) < column[4],
             _between(angle, column[5:7]),
             *places,
@@ -108,17 +108,17 @@ def _between(word: Tensor, bounds: Tensor) -> Tensor:
     return bounds[0] + _uniform(word) * (bounds[1] - bounds[0])
 
 
-def _draw_boxes(
-    table: Tensor, tries: Sequence[Tensor], image_size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _draw_boxes(table: Tensor, tries: Sequence[Tensor], sides: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height and width: of the first of ten tries that fits, else the largest centred crop of an allowed
     ratio. In float64, so that rounding to whole pixels goes the same way on every device.
 
     Args:
         table: float64 [views, 21].
         tries: 4 words of [tries, views, N].
+        sides: int64 [N, 2].
     """
-    height, width = image_size
+    height, width = sides.unbind(dim=1)
+    own = width.double() / height
     area_low, area_high, ratio_low, ratio_high = (table[:, i, None] for i in range(4))
     area = height * width * (area_low + tries[0].double() * 2.0**-32 * (area_high - area_low))
     log_low = ratio_low.log()
@@ -130,9 +130,9 @@ def _draw_boxes(
     tops = tries[2] * (height - heights + 1).clamp(min=1) >> 32
     lefts = tries[3] * (width - widths + 1).clamp(min=1) >> 32
 
-    own_ratio = (torch.ones_like(ratio_low) * (width / height)).clamp(ratio_low, ratio_high)
-    whole_height = (width / own_ratio).add(0.5).floor().long().clamp(1, height)
-    whole_width = (height * own_ratio).add(0.5).floor().long().clamp(1, width)
+    own_ratio = own.maximum(ratio_low).minimum(ratio_high)
+    whole_height = (width / own_ratio).add(0.5).floor().long().clamp(min=1).minimum(height)
+    whole_width = (height * own_ratio).add(0.5).floor().long().clamp(min=1).minimum(width)
     found = fits.any(dim=0)
     centred = ((height - whole_height) // 2, (width - whole_width) // 2, whole_height, whole_width)
     chosen = (x.gather(0, first)[0] for x in (tops, lefts, heights, widths))

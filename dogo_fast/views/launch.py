@@ -7,9 +7,10 @@ from torch import Tensor
 
 from dogo_fast.ops import extension, launches
 from dogo_fast.ops.backend import interpreting, resolve_backend
+from dogo_fast.pictures import Pictures
 from dogo_fast.views.draws import ViewDraws, draw_views
 from dogo_fast.views.recipe import ViewRecipe, blur_size
-from dogo_fast.views.reference import apply_draws, taps
+from dogo_fast.views.reference import apply_draws
 
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ONE_TILE = 4096
@@ -19,16 +20,15 @@ PIXELS_A_WARP = 128
 
 
 class Augmentation:
-    """Makes the views of a batch: ``augmentation(images, rows, indices)``.
+    """Makes the views of a batch: ``augmentation(pictures, indices)``.
 
     Args:
         recipes: the recipe of each view; the n-th view's draws depend on n.
-        image_size: height and width of the images, pixels.
+        view_size: side of the views, pixels.
         seed: of all draws, 0 to 2⁶³ − 1.
-        view_size: side of the views, pixels; None means as the images, which must be square then.
         mean, deviation: of each channel, in [0, 1]: views are (x − mean) / deviation.
         dtype: of the views: float32, bfloat16 or float16.
-        device: of images and views.
+        device: of pictures and views.
         backend: ``"triton"`` (a GPU, or Triton's interpreter), ``"cpp"`` (a CPU), ``"reference"`` (plain tensors,
             anywhere) or ``"auto"``, as for the losses.
 
@@ -41,10 +41,9 @@ class Augmentation:
     def __init__(
         self,
         recipes: Sequence[ViewRecipe],
-        image_size: tuple[int, int],
+        view_size: int,
         seed: int,
         *,
-        view_size: int | None = None,
         mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
         deviation: tuple[float, float, float] = (1.0, 1.0, 1.0),
         dtype: torch.dtype = torch.float32,
@@ -53,10 +52,8 @@ class Augmentation:
     ) -> None:
         if not recipes:
             raise ValueError("recipes must be one recipe a view, got none")
-        if min(image_size) < 1 or (view_size is not None and view_size < 1):
-            raise ValueError(f"image_size and view_size must be at least 1 pixel, got {image_size} and {view_size}")
-        if view_size is None and image_size[0] != image_size[1]:
-            raise ValueError(f"view_size must be given for images that are not square, got None for {image_size}")
+        if view_size < 1:
+            raise ValueError(f"view_size must be at least 1 pixel, got {view_size}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
         if dtype not in OUTPUT_DTYPES:
@@ -64,8 +61,7 @@ class Augmentation:
         if min(deviation) <= 0:
             raise ValueError(f"deviation must be above 0 in every channel, got {deviation}")
         self.recipes = tuple(recipes)
-        self.image_size = image_size
-        self.view_size = view_size or image_size[0]
+        self.view_size = view_size
         self.seed = seed
         self.mean, self.deviation = mean, deviation
         self.dtype = dtype
@@ -82,48 +78,39 @@ class Augmentation:
         """The epoch that the draws depend on, int64 [1], on the device."""
         return self.state[1:]
 
-    def draw(self, indices: Tensor) -> ViewDraws:
+    def draw(self, pictures: Tensor | Pictures, indices: Tensor) -> ViewDraws:
         """The draws of all views, [views, N] each, by plain tensors.
 
         Args:
-            indices: int64 [N], numbers of the images.
+            pictures: those that are to be drawn from; their sizes count.
+            indices: int64 [N], numbers of the pictures.
         """
         views = torch.arange(len(self.recipes), device=indices.device)
-        return draw_views(self.table, self.seed, self.epoch, indices, views, self.image_size)
+        sides = Pictures.of(pictures).places[:, 1:]
+        return draw_views(self.table, self.seed, self.epoch, indices, views, sides)
 
-    def __call__(self, images: Tensor, rows: Tensor, indices: Tensor, draws: ViewDraws | None = None) -> Tensor:
+    def __call__(self, pictures: Tensor | Pictures, indices: Tensor, draws: ViewDraws | None = None) -> Tensor:
         """All views of a batch.
 
         Args:
-            images: uint8 [M, 3, H, W], contiguous.
-            rows: int64 [N]: which of the images.
-            indices: int64 [N]: the numbers of these images that their draws depend on.
+            pictures: the batch's: uint8 [N, 3, H, W], or N of any sizes.
+            indices: int64 [N]: the numbers of these pictures that their draws depend on.
             draws: use these, [views, N], instead of drawing.
 
         Returns:
             [views, N, 3, S, S] in ``dtype``, each view channels-last.
 
         Raises:
-            TypeError, ValueError: images of another dtype, shape or layout.
-            IndexError: a row that is not one of the images (on a GPU nothing checks it).
+            TypeError, ValueError: pictures of another dtype or shape.
+            IndexError: a picture that ends outside its buffer (on a GPU nothing checks it).
         """
-        self._check(images, rows)
+        pictures = Pictures.of(pictures)
+        if len(indices) != len(pictures):
+            raise ValueError(f"indices must be one number a picture, got {len(indices)} of {len(pictures)}")
         if self.backend == "triton":
-            return launch_triton(self, images, rows, indices, draws)
+            return launch_triton(self, pictures, indices, draws)
         make = call_cpp if self.backend == "cpp" else make_plain
-        return make(self, images, rows, self.draw(indices) if draws is None else draws)
-
-    def _check(self, images: Tensor, rows: Tensor) -> None:
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}")
-        if images.dim() != 4 or tuple(images.shape[1:]) != (3, *self.image_size) or not images.is_contiguous():
-            height, width = self.image_size
-            raise ValueError(
-                f"images must be a contiguous tensor [M, 3, {height}, {width}], got {tuple(images.shape)} "
-                f"with strides {images.stride()}"
-            )
-        if not images.is_cuda and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
-            raise IndexError(f"rows must be from 0 to {len(images) - 1}, got {int(rows.min())} to {int(rows.max())}")
+        return make(self, pictures, self.draw(pictures, indices) if draws is None else draws)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """What a channel is multiplied by, and what is added then."""
@@ -131,52 +118,52 @@ class Augmentation:
         return [1 / deviation for _, deviation in pairs], [-mean / deviation for mean, deviation in pairs]
 
 
-def make_plain(augmentation: Augmentation, images: Tensor, rows: Tensor, draws: ViewDraws) -> Tensor:
+def make_plain(augmentation: Augmentation, pictures: Pictures, draws: ViewDraws) -> Tensor:
     """``Augmentation.__call__`` in plain tensors, checked already, as the next two are."""
     own = (ViewDraws(*(field[view] for field in draws)) for view in range(len(augmentation.recipes)))
     size, blur = augmentation.view_size, augmentation.blur_size
-    views = torch.stack([apply_draws(images[rows], each, size, blur) for each in own])
+    views = torch.stack([apply_draws(pictures, each, size, blur) for each in own])
     statistics = (augmentation.mean, augmentation.deviation)
-    mean, deviation = (torch.tensor(x, device=images.device)[:, None, None] for x in statistics)
+    mean, deviation = (torch.tensor(x, device=pictures.device)[:, None, None] for x in statistics)
     views = ((views - mean) / deviation).to(augmentation.dtype)
     return views.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
-def call_cpp(augmentation: Augmentation, images: Tensor, rows: Tensor, draws: ViewDraws) -> Tensor:
+def call_cpp(augmentation: Augmentation, pictures: Pictures, draws: ViewDraws) -> Tensor:
     """The same by csrc/augment.cpp."""
     extension.load()
-    out = _views_like(augmentation, images, rows)
+    out = _room_for_views(augmentation, pictures)
+    places = pictures.places.contiguous()
     torch.ops.dogo_fast_cpp.augment(
-        images, rows.contiguous(), draws.pack(), out, augmentation.blur_size, *augmentation.normalisation()
+        pictures.pixels, places, draws.pack(), out, augmentation.blur_size, *augmentation.normalisation()
     )
     return out.permute(0, 1, 4, 2, 3)
 
 
 def launch_triton(
-    augmentation: Augmentation, images: Tensor, rows: Tensor, indices: Tensor, draws: ViewDraws | None
+    augmentation: Augmentation, pictures: Pictures, indices: Tensor, draws: ViewDraws | None
 ) -> Tensor:
     """The same by kernels/augment.py; without ``draws`` the kernel makes them."""
     from dogo_fast.kernels import augment as kernel
 
-    out = _views_like(augmentation, images, rows)
+    out = _room_for_views(augmentation, pictures)
     views, N, size = out.shape[:3]
-    height, width = augmentation.image_size
     pixels = size * size
     block = max(32, 1 << (pixels - 1).bit_length()) if pixels <= ONE_TILE else TILE
     scratch = None
     if augmentation.blur_size:
-        scratch = torch.empty(views, N, 2, 3, size, size, dtype=torch.float16, device=images.device)
+        scratch = torch.empty(views, N, 2, 3, size, size, dtype=torch.float16, device=pictures.device)
     scale, shift = augmentation.normalisation()
     launches.run(
         kernel.augment_kernel,
         (N, views),
-        kernel.Pictures(images, rows.contiguous(), indices.contiguous()),
+        kernel.Pictures(pictures.pixels, pictures.places.contiguous(), indices.contiguous()),
         kernel.DrawSource(augmentation.state, augmentation.table, None if draws is None else draws.pack()),
         scratch,
         out,
         N,
         kernel.Normalisation(*scale, *shift),
-        kernel.Sizes(height, width, size, size, taps(height, size), taps(width, size)),
+        SIZE=size,
         BLUR_SIZE=augmentation.blur_size,
         TURNS=draws is not None or any(recipe.rotation > 0 for recipe in augmentation.recipes),
         BLOCK=block,
@@ -186,8 +173,8 @@ def launch_triton(
     return out.permute(0, 1, 4, 2, 3)
 
 
-def _views_like(augmentation: Augmentation, images: Tensor, rows: Tensor) -> Tensor:
-    """Room for them, [views, N, S, S, 3]."""
+def _room_for_views(augmentation: Augmentation, pictures: Pictures) -> Tensor:
+    """[views, N, S, S, 3]."""
     size = augmentation.view_size
-    shape = (len(augmentation.recipes), len(rows), size, size, 3)
-    return torch.empty(shape, dtype=augmentation.dtype, device=images.device)
+    shape = (len(augmentation.recipes), len(pictures), size, size, 3)
+    return torch.empty(shape, dtype=augmentation.dtype, device=pictures.device)

@@ -3,19 +3,18 @@
 Sampling, then the adjustments in their drawn order, grey, blur, solarise: see kernels/augment.py for the equations.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from dogo_fast.pictures import Pictures
 from dogo_fast.views.draws import ViewDraws
 
 
-def apply_draws(images: Tensor, draws: ViewDraws, view_size: int, blur_width: int) -> Tensor:
-    """The drawn view of each image.
+def apply_draws(pictures: Tensor | Pictures, draws: ViewDraws, view_size: int, blur_width: int) -> Tensor:
+    """The drawn view of each picture.
 
     Args:
-        images: uint8 [N, 3, H, W].
+        pictures: uint8 [N, 3, H, W], or N of any sizes.
         draws: tensors [N].
         view_size: side of the views, pixels.
         blur_width: taps of the blur, odd; 0 for none.
@@ -23,7 +22,7 @@ def apply_draws(images: Tensor, draws: ViewDraws, view_size: int, blur_width: in
     Returns:
         float32 [N, 3, view_size, view_size] in [0, 1].
     """
-    views = _sample(images, draws, view_size)
+    views = _sample(Pictures.of(pictures), draws, view_size)
     places = torch.stack(draws[6:10], dim=1)  # [N, 4]
     factors = torch.stack(draws[10:14], dim=1)[:, :, None, None, None]  # [N, 4, 1, 1, 1]
     for turn in range(len(ADJUSTMENTS)):
@@ -40,45 +39,39 @@ def apply_draws(images: Tensor, draws: ViewDraws, view_size: int, blur_width: in
     return torch.where(solarised, 1 - views, views)
 
 
-def taps(image_size: int, view_size: int) -> int:
-    """How many pixels along an axis a sample may read: 2, more where a crop can be larger than the view."""
-    return math.ceil(2 * max(image_size / view_size, 1.0))
-
-
-def _sample(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
+def _sample(pictures: Pictures, draws: ViewDraws, size: int) -> Tensor:
     """Crop, scale, flip and turn: float32 [N, 3, size, size] in [0, 1].
 
     A pixel of the view is flipped, turned about the centre, scaled into the crop and kept between the centres of the
     crop's border pixels, as if the crop had been cut out first.
     """
-    height, width = images.shape[2:]
-    centred = torch.arange(size, device=images.device) + 0.5 - size / 2
+    begin, height, width = (column[:, None, None] for column in pictures.places.unbind(dim=1))
+    centred = torch.arange(size, device=pictures.device) + 0.5 - size / 2
     y, x = centred[:, None], centred[None, :]
     x = torch.where(draws.flipped[:, None, None], -x, x)
     cosine, sine = draws.angle.cos()[:, None, None], draws.angle.sin()[:, None, None]
     place_y, place_x = (y * cosine + x * sine) / size + 0.5, (x * cosine - y * sine) / size + 0.5
-    rows = _taps(place_y, draws.height, taps(height, size), size)
-    columns = _taps(place_x, draws.width, taps(width, size), size)
-    flat = images.flatten(2)
-    result = torch.zeros(len(images), 3, size * size, device=images.device)
-    total = torch.zeros(len(images), 1, size * size, device=images.device)
-    for row, weight_y in rows:
+    planes = height * width * torch.arange(3, device=pictures.device)[:, None, None, None]  # [3, N, 1, 1]
+    result = torch.zeros(3, len(pictures), size, size, device=pictures.device)
+    total = torch.zeros(len(pictures), size, size, device=pictures.device)
+    columns = _taps(place_x, draws.width, size)
+    for row, weight_y in _taps(place_y, draws.height, size):
         for column, weight_x in columns:
-            weight = (weight_y * weight_x).flatten(1)[:, None]
-            pixel = (draws.top[:, None, None] + row) * width + draws.left[:, None, None] + column
-            result += weight * flat.gather(2, pixel.flatten(1)[:, None].expand(-1, 3, -1))
-            total += weight
-    return (result / (255 * total)).view(len(images), 3, size, size)
+            pixel = begin + (draws.top[:, None, None] + row) * width + draws.left[:, None, None] + column
+            result += weight_y * weight_x * pictures.pixels[planes + pixel]
+            total += weight_y * weight_x
+    return (result / (255 * total)).transpose(0, 1).contiguous()
 
 
-def _taps(place: Tensor, extent: Tensor, count: int, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Pixels (within the crop, of ``extent`` pixels) and weights that samples at ``place`` in [0, 1] read."""
+def _taps(place: Tensor, extent: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Pixels (within the crop, of ``extent`` pixels) and weights that samples at ``place`` in [0, 1] read: 2, or more
+    where a crop is larger than the view."""
     crop = extent[:, None, None].to(torch.float32)
     centre = (place * crop).clamp(min=0.5).minimum(crop - 0.5)
     support = (crop / size).clamp(min=1)
     start, end = (centre - support + 0.5).floor().clamp(min=0), (centre + support + 0.5).floor().minimum(crop)
     result = []
-    for number in range(count):
+    for number in range(int((2 * support).ceil().max()) if len(extent) else 0):
         pixel = start + number
         weight = (1 - (pixel + 0.5 - centre).abs() / support).clamp(min=0)
         inside = pixel < end
