@@ -123,10 +123,12 @@ def shape_of(launch: Launch, case: KernelCase) -> Shape:
 
 
 def moved(launch: Launch) -> int:
-    """Bytes of a launch's tensors, as if each were read or written once. Of images only as many count as views are
+    """Bytes of a launch's tensors, as if each were read or written once. Of pictures only those count that views are
     made of; what is scratch to a launch does not."""
     sizes: dict[int, int] = {}
     for name, value in launch.values.items():
-        if isinstance(value, Tensor) and "scratch" not in name:
-            sizes[id(value)] = value[0].nbytes * launch.grid[0] if name == "p_images" else value.nbytes
+        if name == "p_pixels":
+            sizes[id(value)] = 3 * int(launch.values["p_places"][:, 1:].prod(dim=1).sum())
+        elif isinstance(value, Tensor) and "scratch" not in name:
+            sizes[id(value)] = value.nbytes
     return sum(sizes.values())

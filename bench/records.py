@@ -232,7 +232,7 @@ class Record(Part):
             *([f"{gpu.name}, driver {gpu.driver}, CUDA {gpu.cuda}"] if gpu else []),
             f"{cpu.brand_raw}, {cpu.count} cores ({', '.join(flags)}), {machine.threads} threads{memory}",
             ", ".join([f"Python {machine.python}", *map(" ".join, machine.versions.items())]),
-            f"{name}, grid {self.grid}{self.remark and f'; {self.remark}' or ''}",
+            f"{name}, grid {self.grid}{(self.remark and f'; {self.remark}') or ''}",
         ]
 
 

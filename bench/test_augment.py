@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dogo_fast.ops.compiling import KernelCase
+from dogo_fast.pictures import Pictures
 from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 from . import per_kernel
@@ -46,17 +47,16 @@ def test_views(benchmark: Any, case: ViewCase, rates: dict[str, float]) -> None:
     threads = torch.get_num_threads()
     chosen = VIEW_RECIPES[recipe]
     images = torch.randint(0, 256, (4 * N, 3, size, size), dtype=torch.uint8)
-    resident = images.to(device)
+    on_device = images.to(device)
+    resident = Pictures.of(on_device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    augmentation = Augmentation(
-        [chosen] * VIEWS, (size, size), 0, mean=MEAN, deviation=DEVIATION, dtype=dtype, device=device
-    )
+    augmentation = Augmentation([chosen] * VIEWS, size, 0, mean=MEAN, deviation=DEVIATION, dtype=dtype, device=device)
     by_torchvision, by_kornia = torchvision_views(chosen, size), kornia_views(chosen, size)
     rows = torch.randperm(4 * N)[:N]
     there = rows.to(device)
 
     def make_ours() -> None:
-        augmentation(resident, there, there)
+        augmentation(resident.select(there), there)
         synchronize(device)
 
     def make_torchvisions() -> None:
@@ -65,7 +65,7 @@ def test_views(benchmark: Any, case: ViewCase, rates: dict[str, float]) -> None:
         torch.set_num_threads(threads)
 
     def make_kornias() -> None:
-        by_kornia(resident[there].repeat(VIEWS, 1, 1, 1))
+        by_kornia(on_device[there].repeat(VIEWS, 1, 1, 1))
         synchronize(device)
 
     others = {"torchvision": make_torchvisions, "kornia": make_kornias}

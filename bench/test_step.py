@@ -11,6 +11,7 @@ import torch
 
 from dogo_fast.data import Batch
 from dogo_fast.peers import build_peer
+from dogo_fast.pictures import Pictures
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
@@ -45,8 +46,7 @@ def cases(grid: str) -> Iterable[StepCase]:
     return [*first, StepCase("cpu", "resnet18", 32, 5), StepCase("cuda", "resnet18", 1024, 7)]
 
 
-def build(name: str, images: torch.Tensor, N: int) -> TrainingStep:
-    device = images.device
+def build(name: str, device: torch.device, N: int) -> TrainingStep:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     peers = [build_peer(name, SIZE, 0, number).to(device).train() for number in (1, 2)]
     optimisers = [
@@ -54,9 +54,9 @@ def build(name: str, images: torch.Tensor, N: int) -> TrainingStep:
         for peer in peers
     ]
     recipes = [VIEW_RECIPES["cifar"]] * 4
-    augmentation = Augmentation(recipes, (SIZE, SIZE), 0, mean=MEAN, deviation=DEVIATION, dtype=dtype, device=device)
+    augmentation = Augmentation(recipes, SIZE, 0, mean=MEAN, deviation=DEVIATION, dtype=dtype, device=device)
     objective = Objective(("simclr", "simclr"), (1.0, 1.0), 0.5, 0.1)
-    return TrainingStep(peers, optimisers, objective, augmentation, images, N, StepSettings(dtype))
+    return TrainingStep(peers, optimisers, objective, augmentation, N, StepSettings(dtype))
 
 
 def time_phases(step: TrainingStep) -> dict[str, float]:
@@ -78,7 +78,7 @@ def time_phases(step: TrainingStep) -> dict[str, float]:
     for optimiser in step.optimisers:
         optimiser.zero_grad(set_to_none=True)
     synchronize(step.device.type)
-    timed("augmentation", lambda: step.augmentation(step.images, step.rows, step.indices))
+    timed("augmentation", lambda: step.augmentation(step.pictures, step.indices))
     timed("forward", lambda: step._forward(made["augmentation"]))
     timed("loss", lambda: step.objective(made["forward"]))
     timed("backward", lambda: made["loss"][0].backward())
@@ -103,9 +103,9 @@ def idle_share(run: Callable[[], None], rounds: int) -> float | None:
 def test_step(benchmark: Any, case: StepCase) -> None:
     device, name, N, rounds = case
     images = torch.randint(0, 256, (4 * N, 3, SIZE, SIZE), dtype=torch.uint8)
-    step = build(name, images.to(device), N)
+    step = build(name, torch.device(device), N)
     rows = torch.randperm(4 * N, device=device)[:N]
-    batch = Batch(step.images, rows, rows, N)
+    batch = Batch(Pictures.of(images.to(device)).select(rows), rows, N)
     theirs = authors_step(name, SIZE, device)
     if device == "cuda":
         assert step.capture(batch)

@@ -1,4 +1,4 @@
-"""Pictures of any sizes in one buffer of bytes, from which views are drawn: the whole of each, at its own resolution."""
+"""Pictures of any sizes in one buffer of bytes, of which views are drawn: of the whole, at its own resolution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +47,21 @@ class Pictures:
         """A picture [3, H, W], without a copy. On a GPU this waits for the device."""
         begin, height, width = self.places[index].tolist()
         return self.pixels[begin : begin + 3 * height * width].view(3, height, width)
+
+    def each(self) -> list[Tensor]:
+        """All of them [3, H, W], without copies. On a GPU this waits for the device, once."""
+        return [
+            self.pixels[begin : begin + 3 * height * width].view(3, height, width)
+            for begin, height, width in self.places.tolist()
+        ]
+
+    def stack(self) -> Tensor | None:
+        """uint8 [N, 3, H, W], or None where the sizes differ or there are none."""
+        if not len(self) or not bool((self.places[:, 1:] == self.places[0, 1:]).all()):
+            return None
+        height, width = self.places[0, 1:].tolist()
+        numbers = torch.arange(3 * height * width, device=self.device)
+        return self.pixels[self.places[:, :1] + numbers].view(-1, 3, height, width)
 
     @property
     def device(self) -> torch.device:

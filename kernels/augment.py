@@ -1,9 +1,10 @@
-"""All views of a batch in one launch: uint8 pictures of any sizes in, normalised channels-last views in the training dtype out.
+"""All views of a batch in one launch: uint8 pictures of any sizes in, normalised channels-last views in the training
+dtype out.
 
 For the pixel with centre (y, x) of a view of S × S pixels, with the draws of its picture:
 
     sample       (u, v) = centre scaled into the crop (flipped, turned by the angle about the crop's centre);
-                 x_c = Σ_k Σ_l t((k + ½ − u)/s_u) t((l + ½ − v)/s_v) picture_c[k, l] / Σ Σ t t,   t(d) = max(0, 1 − |d|),
+                 y_c = Σ_k Σ_l t((k + ½ − u)/s_u) t((l + ½ − v)/s_v) x_c[k, l] / Σ Σ t t,   t(d) = max(0, 1 − |d|),
                  s = max(1, crop/S): bilinear, antialiased where the crop is larger than the view, as torchvision's
     brightness   x ← clamp(f x)
     contrast     x ← clamp(f x + (1 − f) m),  m the mean of g(x) over the view as it is now
@@ -297,8 +298,8 @@ def augment_kernel(
 ):
     """One program a view of a picture. Grid: (N, views).
 
-    p_scratch [views, N, 2, 3, SIZE, SIZE] float16, or None where BLUR_SIZE is 0. p_out [views, N, SIZE, SIZE, 3]. Angles
-    count when TURNS. BLOCK pixels are worked on at once.
+    p_scratch [views, N, 2, 3, SIZE, SIZE] float16, or None where BLUR_SIZE is 0. p_out [views, N, SIZE, SIZE, 3].
+    Angles count when TURNS. BLOCK pixels are worked on at once.
     """
     i_image = tl.program_id(0)
     i_view = tl.program_id(1)

@@ -28,7 +28,7 @@ def config(images: Path, folder: Path, epochs: int) -> PretrainConfig:
     return PretrainConfig(
         data="folder",
         data_dir=images,
-        image_size=8,
+        view_size=8,
         workers=0,
         epochs=epochs,
         batch_size=8,

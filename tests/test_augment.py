@@ -366,10 +366,12 @@ def of_sides(height: int, width: int, count: int = 20_000) -> Pictures:
     return Pictures(torch.empty(0, dtype=torch.uint8), torch.tensor([[0, height, width]]).expand(count, 3))
 
 
-@pytest.mark.parametrize(("height", "width", "area"), [(64, 64, 0.2), (375, 500, 0.08), (480, 160, 0.2), (50, 400, 0.08)])
+@pytest.mark.parametrize(
+    ("height", "width", "area"), [(64, 64, 0.2), (375, 500, 0.08), (480, 160, 0.2), (50, 400, 0.08)]
+)
 def test_crops_are_distributed_as_torchvisions(height: int, width: int, area: float):
-    """Area, ratio and corner of 20 000 crops against as many of RandomResizedCrop: two-sample Kolmogorov-Smirnov. The last
-    picture is so long that the largest centred crop is often taken."""
+    """Area, ratio and corner of 20 000 crops against as many of RandomResizedCrop: two-sample Kolmogorov-Smirnov. The
+    last picture is so long that the largest centred crop is often taken."""
     torch.manual_seed(0)
     ratio = (3 / 4, 4 / 3)
     blank = torch.empty(3, height, width)

@@ -17,7 +17,7 @@ from dogo_fast.training.checkpoint import CheckpointError, CheckpointFolder, fin
 
 
 def content(step: int) -> dict[str, object]:
-    other = {"image_count": 5, "image_size": 8, "epoch": 1, "position": 0, "notes": {}, "scaler": {}, "random": {}}
+    other = {"image_count": 5, "view_size": 8, "epoch": 1, "position": 0, "notes": {}, "scaler": {}, "random": {}}
     other |= {"peers": [{}, {}], "optimisers": [{}, {}]}
     weights = torch.arange(1000.0) + step
     return {"step": step, "config": {}, "weights": weights, "history": [{"loss": 1.5}], "partial": None, **other}

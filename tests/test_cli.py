@@ -81,7 +81,7 @@ def test_a_trainer_in_python_imports_no_command_line_and_says_settings_as_python
         (["--out", "-runs"], "out", Path("-runs")),
         (["--no-evaluate"], "evaluate", False),
         (["--no-graph", "--graph"], "graph", True),
-        (["--image-size", "32"], "image_size", 32),
+        (["--view-size", "32"], "view_size", 32),
         (["--clip-norm", "2"], "clip_norm", 2.0),
         (["--data-dir", "a"], "data_dir", Path("a")),
     ],
@@ -115,7 +115,7 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["pretrain", "--kd-weight", "-1"], ["--kd-weight", "greater than or equal to 0", "got '-1'"]),
         (["pretrain", "--kd-weight", "-1,2"], ["--kd-weight", "greater than or equal to 0", "got '-1'"]),
         (["pretrain", "--temperature", "-inf"], ["--temperature must be a finite number, got -inf"]),
-        (["pretrain", "--image_size", "3"], ["--image-size must be greater than or equal to 4, got 3"]),
+        (["pretrain", "--view_size", "3"], ["--view-size must be greater than or equal to 4, got 3"]),
         (["pretrain", "--residence", "disk"], ["--residence must be 'auto', 'device' or 'stream', got 'disk'"]),
         (["pretrain", "--graph=3"], ["--graph", "'3'"]),
         (["pretrain", "3"], ["Unrecognized options: 3"]),
@@ -298,9 +298,9 @@ def test_augment_saves_a_sheet_of_the_images_and_their_views(tmp_path: Path, cap
     images = load_data_set("digits").pretraining[:3]
     corners = sheet[8::cell, 8::cell]  # one pixel of each picture's first
     assert torch.equal(corners[:, 0], images[:, :, 0, 0])
-    augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, (8, 8), derive_seed(0, "views"))
+    augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, 8, derive_seed(0, "views"))
     augmentation.epoch.fill_(1)
-    views = augmentation(images, torch.arange(3), torch.arange(3)).permute(1, 0, 3, 4, 2)
+    views = augmentation(images, torch.arange(3)).permute(1, 0, 3, 4, 2)
     for pixel in (0, 7):
         shown = sheet[8 + 12 * pixel :: cell, 8 + 12 * pixel :: cell][:, 1:]
         assert (shown - views[:, :, pixel, pixel] * 255).abs().max() < 0.51

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits as load_sklearn_digits
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resize
 
 from dogo_fast.data import (
@@ -16,24 +17,27 @@ from dogo_fast.data import (
     DataSet,
     FileSource,
     ImageSource,
+    Pictures,
     ResidentLoader,
     Split,
     check_data_name,
     cifar10,
     cifar100,
     load_data_set,
+    make_loader,
     residence,
     stl10,
     tiny_imagenet,
 )
 from dogo_fast.errors import UserError
+from dogo_fast.views import Augmentation, ViewRecipe
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def test_digits_are_all_there_once_and_split_by_class():
     data = load_data_set("digits")
-    assert (len(data.train), len(data.test), data.image_size) == (1437, 360, 8)
+    assert (len(data.train), len(data.test), data.view_size) == (1437, 360, 8)
     images = torch.cat([data.train.images, data.test.images])
     labels = torch.cat([data.train.labels, data.test.labels])
     assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
@@ -124,7 +128,8 @@ def test_wrong_choice_of_data_is_one_clear_line(name: str, directory: Path | Non
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"image_size": 0}, "`image_size` must be at least 1, got 0"),
+        ({"view_size": 0}, "`view_size` must be at least 1, got 0"),
+        ({"decode_size": 0}, "`decode_size` must be at least 1, got 0"),
         ({"residence": "disk"}, "`residence` must be one of auto, device, stream, got 'disk'"),
         ({"workers": -1}, "`workers` must be at least 0, got -1"),
     ],
@@ -156,17 +161,19 @@ def test_pretraining_images_are_those_of_the_training_split_and_stay_so_on_anoth
     assert (moved.mean, moved.class_names) == (data.mean, data.class_names)
 
 
-def test_a_resident_data_set_is_resized_when_another_size_is_asked_for():
-    data, own = load_data_set("digits", image_size=5, workers=0), load_data_set("digits")
-    assert data.image_size == 5 and data.pretraining is data.train.images
+def test_a_resident_data_set_keeps_its_pixels_whatever_the_size_of_the_views():
+    data, own = load_data_set("digits", view_size=5), load_data_set("digits")
+    assert (data.view_size, own.view_size, data.photographs) == (5, 8, False)
+    assert data.pretraining is data.train.images and torch.equal(data.pretraining, own.pretraining)
+    shrunk = load_data_set("digits", decode_size=5)
     expected = resize(own.train.images[:50], [5, 5], antialias=True)
-    assert torch.equal(data.train.images[:50], expected) and torch.equal(data.train.labels, own.train.labels)
+    assert torch.equal(shrunk.train.images[:50], expected) and torch.equal(shrunk.train.labels, own.train.labels)
 
 
 def test_a_resident_data_set_can_be_streamed_all_the_same():
     data, own = load_data_set("digits", residence="stream"), load_data_set("digits")
     assert isinstance(data.pretraining, ImageSource) and data.pretraining is data.train
-    assert (data.image_size, data.image_count) == (8, 1437)
+    assert (data.view_size, data.image_count) == (8, 1437)
     assert torch.equal(data.pretraining.read(7), own.pretraining[7]) and torch.equal(data.test.labels, own.test.labels)
 
 
@@ -211,7 +218,7 @@ def stl_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_stl10_reads_columns_and_pretrains_on_unlabelled_then_training_images(stl_folder: Path):
     data = load_data_set("stl10", stl_folder.parent)
-    assert data.pretraining.shape == (8, 3, 96, 96) and data.image_size == 96
+    assert data.pretraining.shape == (8, 3, 96, 96) and data.view_size == 96
     assert data.pretraining[:, 1, 50, 9].tolist() == [number + 60 + 50 + 2 for number in range(8)]
     assert torch.equal(data.train.images, data.pretraining[5:])
     assert data.train.images.untyped_storage().data_ptr() == data.pretraining.untyped_storage().data_ptr()
@@ -294,7 +301,7 @@ def test_folder_of_classes_reads_classes_in_order_of_name_and_the_validation_ima
     save(tmp_path / "val" / "b" / "x.png", 4)
     save(tmp_path / "test" / "unlabelled.png", 5)
     data = load_data_set("folder", tmp_path)
-    assert data.class_names == ("a", "b") and data.image_size == 10
+    assert data.class_names == ("a", "b") and data.view_size == 10
     assert values(data.train.images) == [1, 2, 3] and data.train.labels.tolist() == [0, 0, 1]
     assert values(data.test.images) == [4] and data.test.labels.tolist() == [1]
     save(tmp_path / "val" / "c" / "x.png", 4)
@@ -321,11 +328,36 @@ def test_folder_follows_links_but_not_in_circles(tmp_path: Path):
     assert values(load_data_set("folder", tmp_path / "images").pretraining) == [1]
 
 
-def test_folder_images_of_different_sizes_are_made_224_pixels_unless_a_size_is_asked_for(tmp_path: Path):
+def test_folder_images_of_different_sizes_are_kept_whole_and_their_views_are_224_pixels(tmp_path: Path):
     save(tmp_path / "1.png", 1, (10, 10))
     save(tmp_path / "2.png", 2, (30, 20))
-    assert load_data_set("folder", tmp_path).pretraining.shape == (2, 3, 224, 224)
-    assert load_data_set("folder", tmp_path, image_size=12).pretraining.shape == (2, 3, 12, 12)
+    save(tmp_path / "3.png", 3, (70, 50))
+    data = load_data_set("folder", tmp_path, decode_size=25)
+    assert (data.view_size, data.photographs, data.image_count) == (224, True, 3)
+    assert isinstance(data.pretraining, Pictures)
+    assert [tuple(each.shape) for each in data.pretraining.each()] == [(3, 10, 10), (3, 20, 30), (3, 25, 35)]
+    assert [int(each.float().mean()) for each in data.pretraining.each()] == [1, 2, 3]
+    assert load_data_set("folder", tmp_path, view_size=12).view_size == 12
+
+
+def test_a_red_object_at_the_edge_of_a_photograph_is_seen_as_often_as_torchvision_shows_it(tmp_path: Path):
+    """The middle square of 500 × 375 begins at column 62."""
+    photograph = torch.zeros(375, 500, 3, dtype=torch.uint8)
+    photograph[:, :50, 0] = 255
+    Image.fromarray(photograph.numpy()).save(tmp_path / "1.png")
+    Image.fromarray(photograph.numpy()).save(tmp_path / "2.png")
+    torch.manual_seed(0)
+    transform = RandomResizedCrop(224, scale=(0.08, 1.0))
+    theirs = sum(bool(transform(photograph.permute(2, 0, 1))[0].max() > 0) for _ in range(600)) / 600
+    augmentation = Augmentation([ViewRecipe(crop_area=(0.08, 1.0))], 224, 0)
+    for residence in ("device", "stream"):
+        data = load_data_set("folder", tmp_path, residence=residence)
+        (batch,) = make_loader(data.pretraining, 2, 0, torch.device("cpu"), 0).epoch(0)
+        shown = 0
+        for epoch in range(75):
+            augmentation.epoch.fill_(epoch)
+            shown += int((augmentation(batch.pictures, batch.indices)[0, :, 0].amax(dim=(1, 2)) > 0).sum())
+        assert abs(shown / 150 - theirs) < 4 * (theirs * (1 - theirs) / 150) ** 0.5, residence
 
 
 def test_folder_without_images_says_what_it_looked_for(tmp_path: Path):

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from dogo_fast.data import FileSource, MapSource, load_data_set
-from dogo_fast.data.pixels import decode, fit
+from dogo_fast.data.pixels import decode, scored_views, shrink
 from dogo_fast.errors import DamagedImageError, UserError
 
 RED = (200, 30, 10)
@@ -24,17 +24,27 @@ def pixels(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(20, 31, 16), (31, 20, 16), (40, 40, 8), (9, 7, 12), (8, 8, 8)])
-def test_fit_resizes_the_shorter_side_and_crops_the_middle_as_torchvision_does(height: int, width: int, size: int):
+def test_shrinking_resizes_a_longer_shorter_side_as_torchvision_does_and_crops_nothing(
+    height: int, width: int, size: int
+):
     image = pixels(height, width)
-    expected = center_crop(resize(image, [size], antialias=True), [size, size])
-    assert torch.equal(fit(image, size), expected) and fit(image, size).is_contiguous()
+    expected = resize(image, [size], antialias=True) if min(height, width) > size else image
+    assert torch.equal(shrink(image, size), expected) and shrink(image, size).is_contiguous()
 
 
-def test_fit_takes_the_middle_of_a_very_long_image():
-    image = torch.zeros(3, 2, 100_000, dtype=torch.uint8)
-    image[:, :, 50_000:] = 200
-    fitted = fit(image, 8)
-    assert fitted.shape == (3, 8, 8) and fitted[0, 0, 0] == 0 and fitted[0, 0, 7] == 200
+@pytest.mark.parametrize(("height", "width"), [(300, 450), (375, 250), (224, 224), (60, 200)])
+def test_the_scored_view_of_a_photograph_is_torchvisions(height: int, width: int):
+    """For ImageNet: Resize(256), CenterCrop(224), on floating-point pixels."""
+    image = pixels(height, width).float()
+    expected = center_crop(resize(image, [256], antialias=True), [224, 224])
+    torch.testing.assert_close(scored_views(image[None].byte(), 224, True)[0], expected, rtol=0, atol=1e-4)
+
+
+def test_the_scored_view_of_a_square_image_is_all_of_it():
+    image = pixels(12, 12)[None]
+    assert torch.equal(scored_views(image, 12, False), image.float())
+    expected = resize(image.float(), [9, 9], antialias=True)
+    torch.testing.assert_close(scored_views(image, 9, False), expected, rtol=0, atol=1e-4)
 
 
 def pillow_images() -> dict[str, tuple[Image.Image, str, tuple[int, int, int]]]:
@@ -62,24 +72,35 @@ def pillow_images() -> dict[str, tuple[Image.Image, str, tuple[int, int, int]]]:
 def test_files_of_every_mode_become_rgb(tmp_path: Path, mode: str):
     image, name, colour = pillow_images()[mode]
     image.save(tmp_path / name)
-    read = FileSource([tmp_path / name], None, 4).read(0)
+    read = FileSource([tmp_path / name]).read(0)
     assert read.dtype == torch.uint8 and read.shape == (3, 4, 4)
     assert torch.equal(read, torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 4, 4))
 
 
-def test_orientation_in_exif_is_ignored(tmp_path: Path):
-    image = Image.fromarray(pixels(6, 6).permute(1, 2, 0).numpy())
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_in_exif_is_applied(tmp_path: Path, orientation: int, suffix: str):
+    """Left above, right above, ... : where a bright corner of a 16 × 8 picture comes to lie, and its sides."""
+    stored = torch.zeros(8, 16, 3, dtype=torch.uint8)
+    stored[:4, :8] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90°
-    image.save(tmp_path / "x.png", exif=exif)
-    assert torch.equal(FileSource([tmp_path / "x.png"], None, 6).read(0), pixels(6, 6))
+    exif[0x0112] = orientation
+    Image.fromarray(stored.numpy()).save(tmp_path / f"x.{suffix}", exif=exif)
+    read = FileSource([tmp_path / f"x.{suffix}"]).read(0)
+    sides = (8, 16) if orientation < 5 else (16, 8)
+    bottom, right = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[
+        orientation
+    ]
+    assert read.shape == (3, *sides)
+    corners = read[0].view(2, sides[0] // 2, 2, sides[1] // 2).float().mean(dim=(1, 3))
+    assert corners[bottom, right] > 245 and corners.sum() < 265
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
 def test_truncated_file_is_damaged(tmp_path: Path, suffix: str):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(pixels(32, 32).permute(1, 2, 0).numpy()).save(path)
-    source = FileSource([path], None, 32)
+    source = FileSource([path])
     source.read(0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DamagedImageError, match=f"x.{suffix} is damaged") as error:
@@ -94,13 +115,13 @@ def test_file_that_is_no_image_or_not_there_is_damaged(tmp_path: Path, content: 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DamagedImageError, match=r"ü x\.jpg"):
-        FileSource([tmp_path / "other", path], None, 32).read(1)
+        FileSource([tmp_path / "other", path]).read(1)
 
 
-def test_file_source_survives_pickling_with_names_labels_and_size():
-    source = pickle.loads(pickle.dumps(FileSource(["/a/1.png", Path("/b/é.png"), ""], torch.tensor([3, 4, 5]), 9)))
+def test_file_source_survives_pickling_with_names_and_labels():
+    source = pickle.loads(pickle.dumps(FileSource(["/a/1.png", Path("/b/é.png"), ""], torch.tensor([3, 4, 5]))))
     assert len(source) == 3 and [source.name(index) for index in range(3)] == ["/a/1.png", "/b/é.png", ""]
-    assert source.labels.tolist() == [3, 4, 5] and source.size == 9
+    assert source.labels.tolist() == [3, 4, 5]
 
 
 IMAGE = pixels(5, 6)
@@ -150,7 +171,7 @@ def test_images_as_bytes_of_a_file_become_pixels(tmp_path: Path):
 )
 def test_images_of_another_type_are_damaged(image: Any, message: str):
     with pytest.raises(DamagedImageError, match=message):
-        MapSource([(image, 0)], 4).read(0)
+        MapSource([(image, 0)]).read(0)
 
 
 def items(count: int, **labels: list[int]) -> list[dict[str, Any]]:
@@ -162,22 +183,22 @@ def items(count: int, **labels: list[int]) -> list[dict[str, Any]]:
 def test_map_source_reads_pairs_dictionaries_and_bare_images_alike():
     plain = [(pixels(4, 4, index), index + 1) for index in range(3)]
     for data_set in (plain, [list(pair) for pair in plain], items(3, coarse_label=[0, 0, 0], fine_label=[1, 2, 3])):
-        source = pickle.loads(pickle.dumps(MapSource(data_set, 4)))
+        source = pickle.loads(pickle.dumps(MapSource(data_set)))
         assert len(source) == 3 and source.labels.tolist() == [1, 2, 3] and source.labels.dtype == torch.int64
         assert torch.equal(source.read(2), pixels(4, 4, 2)) and source.name(2) == "2"
     for unlabelled in (items(3), [image for image, _ in plain], [(image,) for image, _ in plain]):
-        source = MapSource(unlabelled, 4)
+        source = MapSource(unlabelled)
         assert source.labels is None and torch.equal(source.read(1), pixels(4, 4, 1))
 
 
 def test_map_source_takes_the_keys_it_is_given_and_names_those_there_are():
     data_set = [{"image": pixels(4, 4, 1), "scan": pixels(4, 4, 2), "label": 1, "kind": 2}]
-    source = MapSource(data_set, 4, image_key="scan", label_key="kind")
+    source = MapSource(data_set, image_key="scan", label_key="kind")
     assert torch.equal(source.read(0), pixels(4, 4, 2)) and source.labels.tolist() == [2]
     with pytest.raises(UserError, match="no key 'photo' for the image, only image, scan, label, kind"):
-        MapSource(data_set, 4, image_key="photo")
+        MapSource(data_set, image_key="photo")
     with pytest.raises(UserError, match="no key of the data set is an image's: got text, label, looked for image, img"):
-        MapSource([{"text": "a", "label": 1}], 4)
+        MapSource([{"text": "a", "label": 1}])
 
 
 class Attributed(list):  # type: ignore[type-arg]
@@ -196,20 +217,20 @@ def test_map_source_takes_labels_kept_aside_without_reading_images(attribute: st
     kept: Any = np.arange(20) % 3
     kept = [("path", int(label)) for label in kept] if "samples" in attribute else torch.from_numpy(kept)
     setattr(data_set, attribute, kept)
-    assert MapSource(data_set, 4).labels.tolist() == [index % 3 for index in range(20)]
+    assert MapSource(data_set).labels.tolist() == [index % 3 for index in range(20)]
     assert data_set.reads == 1
 
 
 def test_map_source_trusts_its_items_more_than_labels_kept_aside():
     data_set = Attributed((IMAGE, 10 + index) for index in range(3))
     data_set.targets = [0, 1, 2]  # type: ignore[attr-defined]
-    assert MapSource(data_set, 4).labels.tolist() == [10, 11, 12]
+    assert MapSource(data_set).labels.tolist() == [10, 11, 12]
 
 
 def test_map_source_counts_hidden_labels_as_none_and_warns_of_other_ones(caplog: pytest.LogCaptureFixture):
-    assert MapSource([(IMAGE, -1), (IMAGE, -1)], 4).labels is None
-    assert MapSource([{"image": IMAGE, "label": None}], 4).labels is None and not caplog.messages
-    assert MapSource([(IMAGE, "a caption")], 4).labels is None
+    assert MapSource([(IMAGE, -1), (IMAGE, -1)]).labels is None
+    assert MapSource([{"image": IMAGE, "label": None}]).labels is None and not caplog.messages
+    assert MapSource([(IMAGE, "a caption")]).labels is None
     assert "labels of type str are not whole numbers" in caplog.messages[0]
 
 
@@ -223,12 +244,12 @@ class Faulty(list):  # type: ignore[type-arg]
 
 
 def test_map_source_passes_over_a_damaged_first_item():
-    source = MapSource(Faulty([None, (IMAGE, 4), (IMAGE, 5)]), 4)
+    source = MapSource(Faulty([None, (IMAGE), (IMAGE, 5)]))
     assert source.labels[1:].tolist() == [4, 5]
     with pytest.raises(DamagedImageError, match=r"^0 is damaged \(OSError: broken data stream\)$"):
         source.read(0)
     with pytest.raises(UserError, match="no image of the data set can be read: OSError: broken data stream"):
-        MapSource(Faulty([None]), 4)
+        MapSource(Faulty([None]))
 
 
 def test_torchvision_data_set_is_read_from_its_files(tmp_path: Path):
@@ -241,7 +262,7 @@ def test_torchvision_data_set_is_read_from_its_files(tmp_path: Path):
         labels = (0x00000801).to_bytes(4, "big") + count.to_bytes(4, "big") + bytes(range(9, 9 - count, -1))
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(labels)
     data = load_data_set("torchvision:MNIST", tmp_path)
-    assert data.pretraining is data.train.images and data.image_size == 28 and data.name == "torchvision:MNIST"
+    assert data.pretraining is data.train.images and data.view_size == 28 and data.name == "torchvision:MNIST"
     assert data.train.images[:, 2, 3, 4].tolist() == [5, 15, 25, 35, 45] and data.train.labels.tolist() == [
         9,
         8,
@@ -367,9 +388,9 @@ def test_hugging_face_splits_without_one_to_train_on_are_named(package: SimpleNa
 
 
 def test_hugging_face_files_in_a_folder_are_one_split(package: SimpleNamespace, tmp_path: Path):
-    data = load_data_set(f"hf:{tmp_path}", image_size=5, residence="stream")
+    data = load_data_set(f"hf:{tmp_path}", view_size=5, residence="stream")
     assert package.asked == [("load_dataset", str(tmp_path))]
-    assert data.test is None and data.image_size == 5 and isinstance(data.pretraining, MapSource)
+    assert data.test is None and data.view_size == 5 and isinstance(data.pretraining, MapSource)
 
 
 def test_hugging_face_name_that_is_no_folder_is_refused_instead_of_downloaded(package: SimpleNamespace, tmp_path: Path):

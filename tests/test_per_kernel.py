@@ -19,6 +19,7 @@ from dogo_fast.bench.work import Shape, bound
 from dogo_fast.ops.backend import interpreting
 from dogo_fast.ops.compiling import KernelCase, launches
 from dogo_fast.ops.library import LOSSES
+from dogo_fast.pictures import Pictures
 from dogo_fast.views import VIEW_RECIPES, Augmentation
 
 RATES = {"gemm": 5e14, "exp2": 4e12, "copy": 4e12}
@@ -89,15 +90,15 @@ def test_a_loss_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
 def test_views_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 9 images 2 are read, for 4 views each; their two rows are also their indices."""
+    """Of 9 images 2 are read, for 4 views each; with a place and an index each."""
     Profiler(monkeypatch, ["augment_kernel"] * 3)
-    augmentation = Augmentation([VIEW_RECIPES["cifar"]] * 4, (8, 8), 0, device="cpu", backend="triton")
+    augmentation = Augmentation([VIEW_RECIPES["cifar"]] * 4, 8, 0, device="cpu", backend="triton")
     images, rows = torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.tensor([4, 5])
-    run = functools.partial(augmentation, images, rows, rows)
+    run = functools.partial(augmentation, Pictures.of(images).select(rows), rows)
     found = per_kernel.measure([run] * 3, KernelCase("augment", "bfloat16", 8, 2, "cifar"), MACHINE)
     (kernel,) = found["kernels"]
     own = augmentation.state.nbytes + augmentation.table.nbytes
-    moved = 2 * 3 * 64 + 2 * 8 + 4 * 2 * 3 * 64 * 4 + own
+    moved = 2 * 3 * 64 + 2 * 4 * 8 + 4 * 2 * 3 * 64 * 4 + own
     assert kernel["bound"] == {"memory": moved / MACHINE["copy"]} and kernel["seconds"][1] == pytest.approx(20e-6)
 
 

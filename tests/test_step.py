@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dogo_fast import functional
 from dogo_fast.data import Batch
 from dogo_fast.peers import Peer, build_peer
+from dogo_fast.pictures import Pictures
 from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
@@ -48,14 +49,14 @@ def build(
         build_optimiser(optimiser, peer.parameters(), learning_rate=0.01, weight_decay=1e-3, momentum=0.9, device=where)
         for peer in peers
     ]
-    augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, (8, 8), 5, dtype=chosen.dtype, device=where)
+    augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, 8, 5, dtype=chosen.dtype, device=where)
     objective = Objective(("simclr", "simclr"), (kd_weight, kd_weight), 0.5, 0.1)
-    return TrainingStep(peers, optimisers, objective, augmentation, images_of().to(where), N, chosen)
+    return TrainingStep(peers, optimisers, objective, augmentation, N, chosen)
 
 
 def batch_of(step: TrainingStep, number: int) -> Batch:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(number))[:N].to(step.device)
-    return Batch(step.images, order, order, N)
+    return Batch(Pictures.of(images_of().to(step.device)).select(order), order, N)
 
 
 def everything(step: TrainingStep) -> list[Tensor]:
@@ -86,8 +87,8 @@ def by_hand(settings: StepSettings, kd_weight: float) -> tuple[list[Peer], list[
         for peer, optimiser in zip(peers, optimisers, strict=True):
             optimiser.zero_grad()
             optimiser.param_groups[0]["lr"] = 0.01 * (1 + (peer is peers[1])) / (number + 1)
-        for rows in batch.rows.chunk(settings.accumulate):
-            views = step.augmentation(step.images, rows, rows)
+        for rows in batch.indices.chunk(settings.accumulate):
+            views = step.augmentation(images_of()[rows], rows)
             pairs = [peer(torch.cat([*views[2 * p : 2 * p + 2]])).projections.chunk(2) for p, peer in enumerate(peers)]
             output = functional.dogo_loss(*pairs, 0.5, 0.1, kd_weight=kd_weight, backend="reference")
             (output.loss / settings.accumulate).backward()
@@ -168,10 +169,10 @@ def test_without_distillation_each_peer_has_the_bits_of_training_alone():
         optimiser = build_optimiser(
             "adam", alone.parameters(), learning_rate=1.0, weight_decay=1e-3, momentum=0.9, device=torch.device("cpu")
         )
-        augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, (8, 8), 5)
+        augmentation = Augmentation([VIEW_RECIPES["digits"]] * 4, 8, 5)
         for turn in range(4):
-            order = batch_of(step, turn).rows
-            views = augmentation(images_of(), order, order)[2 * number : 2 * number + 2]
+            order = batch_of(step, turn).indices
+            views = augmentation(images_of()[order], order)[2 * number : 2 * number + 2]
             loss = functional.nt_xent(*alone(views.flatten(0, 1)).projections.chunk(2), 0.5)
             optimiser.zero_grad()
             loss.backward()
@@ -225,16 +226,15 @@ def test_streamed_images_are_copied_to_where_the_step_reads_them():
     for number in range(2):
         batch = batch_of(resident, number)
         resident(batch, (0.01, 0.01))
-        streamed(Batch(resident.images[batch.rows], torch.arange(N), batch.indices, N), (0.01, 0.01))
+        streamed(Batch(Pictures.of(batch.pictures.each()), batch.indices, N), (0.01, 0.01))
     assert all(map(torch.equal, everything(resident), everything(streamed)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda batch: batch._replace(rows=batch.rows[:4]), "batch must have 16 images, got 4"),
-        (lambda batch: batch._replace(images=batch.images[:, :, :4]), r"batch must have images \(40, 3, 8, 8\)"),
-        (lambda batch: batch._replace(images=batch.images.float()), r"torch\.uint8, got .* torch\.float32"),
+        (lambda batch: batch._replace(indices=batch.indices[:4]), "batch must have 16 images, got 4"),
+        (lambda batch: batch._replace(pictures=batch.pictures.part(0, 4)), "batch must have 16 images, got 4"),
     ],
 )
 def test_a_batch_of_another_kind_is_refused(change: Callable[[Batch], Batch], message: str):

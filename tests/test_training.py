@@ -28,6 +28,7 @@ from dogo_fast.data import DataSet, ImageSource, StreamingLoader
 from dogo_fast.errors import DivergedError, RunInterrupted, UserError
 from dogo_fast.peers import build_backbone, build_peer
 from dogo_fast.philox import derive_seed
+from dogo_fast.pictures import Pictures
 from dogo_fast.training import PretrainConfig, Trainer, pretrain
 from dogo_fast.training.checkpoint import CheckpointError, load_checkpoint
 from dogo_fast.training.config import resolve_device
@@ -108,7 +109,7 @@ def test_first_metrics_are_the_loss_of_the_first_views():
     (row,) = trainer.fit()
     initial = [build_peer("small", 8, 0, number) for number in (1, 2)]
     normalised = (pixels() / 255 - 0.5) / 0.5
-    order = next(iter(trainer.loader.epoch(1))).rows
+    order = next(iter(trainer.loader.epoch(1))).indices
     pairs = [peer(normalised[order].repeat(2, 1, 1, 1)).projections.chunk(2) for peer in initial]
     expected = DoGoLoss(kd_weight=3.0)(*pairs)
     for name, value in expected._asdict().items():
@@ -141,8 +142,8 @@ def test_every_epoch_has_views_of_its_own_that_the_seed_fixes(monkeypatch: pytes
     seen: list[tuple[int, Tensor]] = []
     call = Augmentation.__call__
 
-    def remember(self: Augmentation, images: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
-        views = call(self, images, rows, indices)
+    def remember(self: Augmentation, pictures: Pictures, indices: Tensor) -> Tensor:
+        views = call(self, pictures, indices)
         seen.append((int(self.epoch), views[:, indices == 7]))
         return views
 
@@ -151,9 +152,9 @@ def test_every_epoch_has_views_of_its_own_that_the_seed_fixes(monkeypatch: pytes
     views = {epoch: view[:, 0] for epoch, view in seen if view.shape[1]}
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3] and set(views) == {1, 2, 3}
     assert not torch.equal(views[1], views[2]) and not torch.equal(views[2], views[3])
-    alone = Augmentation([trainer_of().config.recipe] * 4, (8, 8), derive_seed(4, "views"), mean=HALF, deviation=HALF)
+    alone = Augmentation([trainer_of().config.recipe] * 4, 8, derive_seed(4, "views"), mean=HALF, deviation=HALF)
     alone.epoch.fill_(2)
-    assert torch.equal(call(alone, pixels(), torch.tensor([7]), torch.tensor([7]))[:, 0], views[2])
+    assert torch.equal(call(alone, pixels()[[7]], torch.tensor([7]))[:, 0], views[2])
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "simsiam,simclr"}, {"optimiser": "lars,sgd", "learning_rate": 0.5}])
@@ -196,13 +197,12 @@ def test_a_notebook_trains_any_modules_in_ten_lines():
 class CountedSource(ImageSource):
     """The same pixels, decoded one by one."""
 
-    size = 8
     labels = None
 
     def __len__(self) -> int:
         return 48
 
-    def read(self, index: int) -> Tensor:
+    def decode(self, index: int) -> Tensor:
         return pixels()[index]
 
     def name(self, index: int) -> str:
@@ -913,8 +913,8 @@ def test_two_trainers_that_found_the_same_empty_folder_do_not_both_write_into_it
 def test_images_of_another_size_are_not_gone_on_with(tmp_path: Path):
     finished_run(tmp_path / "run", seed=3)
     state = trainer_of().state()
-    state["image_size"] = 16
-    with pytest.raises(UserError, match="the images of 16 px of the run that is resumed, got 8 px"):
+    state["view_size"] = 16
+    with pytest.raises(UserError, match="images for the views of 16 px of the run that is resumed, got 8 px"):
         trainer_of().load_state(state)
 
 

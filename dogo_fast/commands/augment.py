@@ -1,4 +1,5 @@
-"""``dogo-fast augment``: a sheet of views to look at, one row an image, first the image, then its views."""
+"""``dogo-fast augment``: a sheet of views to look at, one row an image, first the image as evaluation sees it, then its
+views."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dogo_fast.commands.options import Options, parse
-from dogo_fast.data import load_data_set
+from dogo_fast.data import DECODE_SIZE, ImageSource, Pictures, load_data_set
+from dogo_fast.data.pixels import scored_views
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
 from dogo_fast.training.building import VIEWS, choose_recipe
@@ -32,7 +34,9 @@ class AugmentConfig(Options):
     """Data set, as in pretrain."""
     data_dir: Annotated[Path | None, Metavar("DIR")] = None
     """Folder that holds the data set's files."""
-    image_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
+    view_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
+    """As in pretrain."""
+    decode_size: Annotated[int, Metavar("PIXELS")] = Field(DECODE_SIZE, ge=4, le=16384)
     """As in pretrain."""
     recipe: CheckedRecipe = "auto"
     """As in pretrain."""
@@ -59,28 +63,28 @@ def save_sheet(config: AugmentConfig) -> str:
         UserError: an option that is not allowed, data that cannot be read, or a file that cannot be written.
     """
     device = resolve_device(config.device)
-    data = load_data_set(config.data, config.data_dir, image_size=config.image_size, residence="stream")
+    data = load_data_set(
+        config.data, config.data_dir, view_size=config.view_size, decode_size=config.decode_size, residence="stream"
+    )
     count = min(config.images, data.image_count)
-    if isinstance(data.pretraining, Tensor):
-        images = data.pretraining[:count]
-    else:
-        try:
-            images = torch.stack([data.pretraining.read(index) for index in range(count)])
-        except DamagedImageError as error:
-            raise UserError(f"`images` must not reach a damaged one, got {count}: {error}") from None
-    images = images.contiguous().to(device)
+    assert isinstance(data.pretraining, ImageSource)
+    try:
+        images = [data.pretraining.read(index) for index in range(count)]
+    except DamagedImageError as error:
+        raise UserError(f"`images` must not reach a damaged one, got {count}: {error}") from None
     recipe = choose_recipe(config.recipe, data)
-    size = data.image_size
     seed = derive_seed(config.seed, "views")
     try:
-        augmentation = Augmentation([recipe] * VIEWS, (size, size), seed, device=device)
+        augmentation = Augmentation([recipe] * VIEWS, data.view_size, seed, device=device)
     except ValueError as error:
         raise UserError(str(error)) from None
     indices = torch.arange(count, device=device)
-    columns = [images / 255]
+    scored = [scored_views(image[None], data.view_size, bool(data.photographs)) / 255 for image in images]
+    columns = [torch.cat(scored)]
+    pictures = Pictures.of(images).to(device)
     for epoch in range(1, config.epochs + 1):
         augmentation.epoch.fill_(epoch)
-        columns += list(augmentation(images, indices, indices))
+        columns += list(augmentation(pictures, indices))
     picture = _arrange(torch.stack([column.cpu() for column in columns], dim=1))
     try:
         Image.fromarray(picture.numpy()).save(config.out)

@@ -1,34 +1,39 @@
 """Data sets by name: small ones as uint8 tensors on the device, large ones decoded in workers while they are used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dogo_fast.data.adapters import load_hugging_face, load_torchvision
 from dogo_fast.data.cifar10 import load_cifar10
 from dogo_fast.data.cifar100 import load_cifar100
-from dogo_fast.data.data_set import DataSet, Split
+from dogo_fast.data.data_set import DataSet, Images, Split
 from dogo_fast.data.decoding import batches_in_order
 from dogo_fast.data.digits import load_digits
 from dogo_fast.data.folder import load_folder
 from dogo_fast.data.loader import Batch, ResidentLoader
 from dogo_fast.data.residence import RESIDENCES, settle
-from dogo_fast.data.source import FileSource, ImageSource, MapSource
+from dogo_fast.data.source import DECODE_SIZE, FileSource, ImageSource, MapSource, PictureSource
 from dogo_fast.data.stl10 import load_stl10
 from dogo_fast.data.streaming import StreamingLoader
 from dogo_fast.data.tiny_imagenet import load_tiny_imagenet
 from dogo_fast.errors import UserError
+from dogo_fast.pictures import Pictures
 
 __all__ = [
     "DATA_PREFIXES",
     "DATA_SETS",
+    "DECODE_SIZE",
     "RESIDENCES",
     "Batch",
     "DataSet",
     "FileSource",
     "ImageSource",
+    "Images",
     "MapSource",
+    "PictureSource",
+    "Pictures",
     "ResidentLoader",
     "Split",
     "StreamingLoader",
@@ -58,7 +63,8 @@ def load_data_set(
     name: str,
     directory: Path | None = None,
     *,
-    image_size: int | None = None,
+    view_size: int | None = None,
+    decode_size: int = DECODE_SIZE,
     residence: str = "auto",
     workers: int = 0,
 ) -> DataSet:
@@ -67,7 +73,9 @@ def load_data_set(
     Args:
         name: one of ``DATA_SETS``, "torchvision:NAME" or "hf:PATH". ``digits`` is embedded (scikit-learn's).
         directory: where the files lie; not for ``digits``.
-        image_size: side of the images, pixels; None for the data set's own, 224 where its images differ.
+        view_size: side of the views, pixels; None for the data set's own where a sample of 16 images are all squares of
+            one size up to 224, else 224.
+        decode_size: pictures whose shorter side is longer are shrunk to it, pixels.
         residence: "device" decodes all images once, "stream" whenever they are used; "auto" streams what has more than
             4 GiB decoded.
         workers: processes that decode what is decoded once; 0 decodes in this one.
@@ -79,38 +87,40 @@ def load_data_set(
         check_data_name(name)
     except ValueError as error:
         raise UserError(f"`data` {error}, got {name!r}") from None
-    if image_size is not None and image_size < 1:
-        raise UserError(f"`image_size` must be at least 1, got {image_size}")
+    for setting, pixels in (("view_size", view_size), ("decode_size", decode_size)):
+        if pixels is not None and pixels < 1:
+            raise UserError(f"`{setting}` must be at least 1, got {pixels}")
     if residence not in RESIDENCES:
         raise UserError(f"`residence` must be one of {', '.join(RESIDENCES)}, got {residence!r}")
     if workers < 0:
         raise UserError(f"`workers` must be at least 0, got {workers}")
-    return settle(_load(name, directory, image_size), image_size, residence, workers)
+    data = _load(name, directory)
+    return settle(replace(data, view_size=view_size or data.view_size), decode_size, residence, workers)
 
 
-def _load(name: str, directory: Path | None, image_size: int | None) -> DataSet:
-    """As tensors, or as sources of the size wanted."""
+def _load(name: str, directory: Path | None) -> DataSet:
+    """As tensors, or as sources."""
     if name == "digits":
         if directory is not None:
             raise UserError(f"`data_dir` must not be given with `data` digits (it is embedded), got {directory}")
         return load_digits()
     if name.startswith("torchvision:"):
-        return load_torchvision(name, directory, image_size)
+        return load_torchvision(name, directory)
     if name.startswith("hf:"):
-        return load_hugging_face(name, directory, image_size)
+        return load_hugging_face(name, directory)
     for tensors_name, load_tensors in (("cifar10", load_cifar10), ("cifar100", load_cifar100), ("stl10", load_stl10)):
         if name == tensors_name:
             return load_tensors(directory)
-    return (load_folder if name == "folder" else load_tiny_imagenet)(directory, image_size)
+    return (load_folder if name == "folder" else load_tiny_imagenet)(directory)
 
 
 def make_loader(
-    images: Tensor | ImageSource, batch_size: int, seed: int, device: torch.device, workers: int
+    images: Images | ImageSource, batch_size: int, seed: int, device: torch.device, workers: int
 ) -> ResidentLoader | StreamingLoader:
     """The loader of what is resident or of what streams; the order of the images is the same.
 
     Args:
-        images: uint8 [N, 3, H, W], or a source.
+        images: uint8 [N, 3, H, W], pictures, or a source.
         batch_size: images a batch, from 2 to N.
         seed: of the order.
         device: where the batches are wanted.
@@ -119,6 +129,6 @@ def make_loader(
     Raises:
         UserError: a batch size below 2 or above N.
     """
-    if isinstance(images, Tensor):
-        return ResidentLoader(images.to(device), batch_size, seed)
-    return StreamingLoader(images, batch_size, seed, device, workers)
+    if isinstance(images, ImageSource):
+        return StreamingLoader(images, batch_size, seed, device, workers)
+    return ResidentLoader(images.to(device), batch_size, seed)

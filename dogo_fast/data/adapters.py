@@ -9,25 +9,21 @@ from typing import Any
 
 from dogo_fast.data.data_set import DataSet
 from dogo_fast.data.folder import IMAGENET_DEVIATION, IMAGENET_MEAN
-from dogo_fast.data.source import TRIES, MapSource
+from dogo_fast.data.source import MapSource
 from dogo_fast.errors import UserError
 
 LOG = logging.getLogger("dogo_fast")
-SMALL = 96
-"""Square images up to this many pixels keep their size."""
-USUAL_SIZE = 224
 TRAIN_ARGUMENTS: tuple[dict[str, Any], ...] = ({"train": True}, {"split": "train"}, {})
 TEST_ARGUMENTS: tuple[dict[str, Any], ...] = ({"train": False}, {"split": "test"}, {"split": "val"}, {"split": "valid"})
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
-def load_torchvision(name: str, directory: Path | None, image_size: int | None) -> DataSet:
+def load_torchvision(name: str, directory: Path | None) -> DataSet:
     """``torchvision.datasets.NAME`` from the files in ``directory``.
 
     Args:
         name: "torchvision:NAME".
         directory: its ``root``.
-        image_size: side of the images; None for that of the first if it is square and at most 96, else 224.
 
     Raises:
         UserError: no such class, no directory, or the files are not there.
@@ -53,7 +49,7 @@ def load_torchvision(name: str, directory: Path | None, image_size: int | None) 
     if isinstance(test, Exception):
         LOG.warning("%s has no test split: %s", name, _one_line(test))
     tests = [] if isinstance(test, Exception) else [test]
-    return _make(name, train, tests, image_size, getattr(train, "classes", ()))
+    return _make(name, train, tests, getattr(train, "classes", ()))
 
 
 def _construct(kind: Any, arguments: dict[str, Any], choices: tuple[dict[str, Any], ...]) -> Any:
@@ -73,13 +69,12 @@ def _construct(kind: Any, arguments: dict[str, Any], choices: tuple[dict[str, An
     return problem
 
 
-def load_hugging_face(name: str, directory: Path | None, image_size: int | None) -> DataSet:
+def load_hugging_face(name: str, directory: Path | None) -> DataSet:
     """A data set saved with ``save_to_disk``, or the image or Parquet files in a folder, by the package ``datasets``.
 
     Args:
         name: "hf:PATH".
         directory: what PATH is relative to; None for the current folder.
-        image_size: as for ``load_torchvision``.
 
     Raises:
         UserError: the package is missing, nothing is there, or it cannot be read.
@@ -104,16 +99,14 @@ def load_hugging_face(name: str, directory: Path | None, image_size: int | None)
         raise UserError(f"`data` {name} must have a split named train, got {', '.join(splits)}")
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
     tests = [splits[split] for split in TEST_SPLITS if split in splits and splits[split] is not train]
-    return _make(name, train, tests, image_size, ())
+    return _make(name, train, tests, ())
 
 
-def _make(name: str, train: Any, tests: list[Any], image_size: int | None, class_names: Any) -> DataSet:
+def _make(name: str, train: Any, tests: list[Any], class_names: Any) -> DataSet:
     """Of the test splits, the first that has labels is taken."""
-    pretraining = MapSource(train, image_size or USUAL_SIZE)
-    if image_size is None:
-        pretraining.size = _own_size(pretraining)
+    pretraining = MapSource(train)
     labelled = pretraining.labels is not None
-    sources = [MapSource(test, pretraining.size) for test in tests] if labelled else []
+    sources = [MapSource(test) for test in tests] if labelled else []
     test = next((source for source in sources if source.labels is not None), None)
     if sources and test is None:
         LOG.warning("%s: the test split has no labels, so it is left out", name)
@@ -126,17 +119,6 @@ def _make(name: str, train: Any, tests: list[Any], image_size: int | None, class
         IMAGENET_MEAN,
         IMAGENET_DEVIATION,
     )
-
-
-def _own_size(source: MapSource) -> int:
-    """The side of the first image that can be decoded if it is square and small, else the usual one."""
-    for index in range(source.first, min(source.first + TRIES, len(source))):
-        try:
-            height, width = source.decode(index).shape[-2:]
-        except Exception:  # a damaged image: it is named when it is read
-            continue
-        return height if height == width <= SMALL else USUAL_SIZE
-    return USUAL_SIZE
 
 
 def _name_classes(train: MapSource, test: MapSource | None, given: Any) -> tuple[str, ...]:

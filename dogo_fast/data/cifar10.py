@@ -1,6 +1,7 @@
 """CIFAR-10 in its published binary layout: records of one label byte and an image."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,8 @@ def load_cifar10(directory: Path | None) -> DataSet:
     folder = find_folder(directory, "cifar10", FOLDER, HOW_TO_GET_IT)
     class_names = read_words(folder / NAMES_FILE, CLASSES, "class names", HOW_TO_GET_IT)
     parts = [_read(folder / name) for name in TRAIN_FILES]
-    train = Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+    images: list[Any] = [part.images for part in parts]
+    train = Split(torch.cat(images), torch.cat([part.labels for part in parts]))
     return DataSet("cifar10", train.images, train, _read(folder / TEST_FILE), class_names, MEAN, DEVIATION)
 
 

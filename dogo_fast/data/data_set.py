@@ -1,22 +1,30 @@
-"""Images and labels, as tensors or as a source to stream."""
+"""Images and labels, as tensors, as pictures of any sizes or as a source to stream."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dogo_fast.data.source import ImageSource
+from dogo_fast.data.source import ImageSource, PictureSource
+from dogo_fast.pictures import Pictures
+
+Images = Tensor | Pictures
+"""What is resident: uint8 [N, 3, H, W] in 0 … 255, or N pictures of any sizes."""
+SAMPLE = 16
+"""Images looked at to learn whether all are squares of one size."""
+LARGEST_OWN_SIZE = 224
+"""Pixels: the side of views of anything but squares of one size that is no larger."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, 3, H, W] in 0 … 255 and their labels int64 [N]."""
+    """Images and their labels int64 [N]."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return len(self.images)
 
     def to(self, device: torch.device) -> "Split":
         """The same on ``device``."""
@@ -27,23 +35,29 @@ class Split:
 class DataSet:
     """Images to pretrain on, labelled ones to evaluate with, and what the labels mean.
 
-    What is resident is a uint8 tensor [N, 3, H, W] or a ``Split`` of one; what streams is an ``ImageSource``. Where the
-    pretraining images are those of ``train``, both are the same tensor or source. ``train`` and ``test`` are None where
-    there are no labels. ``mean`` and ``deviation`` are those of the channels, in [0, 1], to normalise by.
+    What is resident is a uint8 tensor [N, 3, H, W], ``Pictures`` of several sizes, or a ``Split`` of one of them; what
+    streams is an ``ImageSource``. Where the pretraining images are those of ``train``, both are the same object.
+    ``train`` and ``test`` are None where there are no labels. ``mean`` and ``deviation`` are those of the channels, in
+    [0, 1], to normalise by. ``view_size`` is the side of the views, pixels; 0 stands for that of the images if a sample
+    of 16 are all squares of the same size up to 224, else 224. ``photographs`` says whether they are no such squares;
+    then evaluation sees the middle of each, as torchvision's for ImageNet.
     """
 
     name: str
-    pretraining: Tensor | ImageSource
+    pretraining: Images | ImageSource
     train: Split | ImageSource | None
     test: Split | ImageSource | None
     class_names: tuple[str, ...]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    view_size: int = 0
+    photographs: bool | None = None
 
-    @property
-    def image_size(self) -> int:
-        """Height and width, pixels."""
-        return self.pretraining.shape[-1] if isinstance(self.pretraining, Tensor) else self.pretraining.size
+    def __post_init__(self) -> None:
+        if not self.view_size or self.photographs is None:
+            own = own_side(self.pretraining)
+            object.__setattr__(self, "view_size", self.view_size or own or LARGEST_OWN_SIZE)
+            object.__setattr__(self, "photographs", own is None)
 
     @property
     def image_count(self) -> int:
@@ -52,13 +66,29 @@ class DataSet:
 
     def to(self, device: torch.device) -> "DataSet":
         """The same with what is resident on ``device``; what streams is left as it is."""
-        pretraining = self.pretraining.to(device) if isinstance(self.pretraining, Tensor) else self.pretraining
+        pretraining = self.pretraining
+        if not isinstance(pretraining, ImageSource):
+            pretraining = pretraining.to(device)
 
         def move(part: Split | ImageSource | None) -> Split | ImageSource | None:
             if not isinstance(part, Split):
                 return part
-            if isinstance(pretraining, Tensor) and part.images is self.pretraining:
+            if part.images is self.pretraining and not isinstance(pretraining, ImageSource):
                 return Split(pretraining, part.labels.to(device))
             return part.to(device)
 
         return replace(self, pretraining=pretraining, train=move(self.train), test=move(self.test))
+
+
+def own_side(images: Images | ImageSource) -> int | None:
+    """The side of the images if a sample are all squares of the same size up to 224 pixels, else None."""
+    source = images if isinstance(images, ImageSource) else PictureSource(images)
+    count = min(SAMPLE, len(source))
+    sides = set()
+    for place in range(count):
+        try:
+            sides.add(tuple(source.decode(place * len(source) // count).shape[-2:]))
+        except Exception:  # a damaged image: it is named when it is read
+            continue
+    height, width = sides.pop() if len(sides) == 1 else (0, 0)
+    return height if 0 < height == width <= LARGEST_OWN_SIZE else None

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from dogo_fast.data.source import ImageSource
 from dogo_fast.errors import DamagedImageError, UserError
+from dogo_fast.pictures import Pictures
 from dogo_fast.private import forget_workers
 
 LOG = logging.getLogger("dogo_fast")
@@ -29,8 +30,8 @@ Item = TypeVar("Item")
 class Chunk(NamedTuple):
     """What became of the images of one task."""
 
-    images: Tensor
-    """uint8 [V, 3, H, W], the valid ones."""
+    pictures: Pictures
+    """The V valid ones."""
     valid: Tensor
     """int64 [V], their places in the task."""
     damaged: list[tuple[int, str, str]]
@@ -58,24 +59,21 @@ class DamageLog:
             )
 
 
-class _ChunkReader(Dataset[Tensor]):
+class _ChunkReader(Dataset[Chunk]):
     """Decodes a chunk at a time for a DataLoader, which gives it the numbers of the images."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
 
     def __getitems__(self, indices: list[int]) -> Chunk:
-        images, valid, damaged = [], [], []
+        pictures, valid, damaged = [], [], []
         for place, index in enumerate(indices):
             try:
-                images.append(self.source.read(index))
+                pictures.append(self.source.read(index))
                 valid.append(place)
             except DamagedImageError as error:
                 damaged.append((place, error.name, error.reason))
-        size = self.source.size
-        # default_collate writes into shared memory where it runs in a worker
-        stack = default_collate(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        return Chunk(stack, torch.tensor(valid, dtype=torch.int64), damaged)
+        return Chunk(Pictures.of(pictures), torch.tensor(valid, dtype=torch.int64), damaged)
 
 
 def chunk_loader(
@@ -163,38 +161,44 @@ def _take_over(tensors: tuple[Tensor, ...], event: torch.cuda.Event) -> tuple[Te
     return tensors
 
 
-def decode_all(source: ImageSource, workers: int) -> tuple[Tensor, Tensor]:
-    """All valid images uint8 [V, 3, H, W] of a source, and their numbers int64 [V].
+def decode_all(source: ImageSource, workers: int) -> tuple[Tensor | Pictures, Tensor]:
+    """All valid images of a source, uint8 [V, 3, H, W] where all have the same sides, and their numbers int64 [V].
 
     Raises:
         UserError: more than 1 % are damaged, or a worker died.
     """
-    count, size = len(source), source.size
-    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    count = len(source)
+    pixels, filled = torch.empty(0, dtype=torch.uint8), 0
+    places: list[Tensor] = []
     numbers: list[Tensor] = []
-    filled = 0
-    damage = DamageLog(count)
-    tasks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
-    chunks = explain_dead_workers(run_loader(chunk_loader(source, tasks, workers, torch.device("cpu"))))
-    for task, chunk in zip(tasks, chunks, strict=True):
-        for place, name, reason in chunk.damaged:
-            damage.record(task[place], name, reason)
-        images[filled : filled + len(chunk.images)] = chunk.images
-        filled += len(chunk.images)
-        numbers.append(task[0] + chunk.valid)
-    if damage.damaged:
-        LOG.warning("%d of %d images are damaged and left out", len(damage.damaged), count)
-    return images[:filled], torch.cat(numbers)
+    for pictures, which in _decode_in_order(source, CHUNK, torch.device("cpu"), workers):
+        more = pictures.pixels.numel()
+        if filled + more > pixels.numel():  # by what is to come if it is like what came
+            done = max(1, sum(map(len, numbers)) + len(which))
+            larger = torch.empty(max(filled + more, (filled + more) * count // done), dtype=torch.uint8)
+            larger[:filled] = pixels[:filled]
+            pixels = larger
+        pixels[filled : filled + more] = pictures.pixels
+        places.append(pictures.places + torch.tensor([filled, 0, 0]))
+        numbers.append(which)
+        filled += more
+    all_places = torch.cat(places)
+    if len(numbers) and len(torch.cat(numbers)) < count:
+        LOG.warning("%d of %d images are damaged and left out", count - len(torch.cat(numbers)), count)
+    sides = all_places[:, 1:].unique(dim=0)
+    if len(sides) == 1:
+        return pixels[:filled].view(-1, 3, *sides[0].tolist()), torch.cat(numbers)
+    return Pictures(pixels[:filled], all_places), torch.cat(numbers)
 
 
 def batches_in_order(
-    images: Tensor | ImageSource, batch_size: int, device: torch.device, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order as uint8 [B, 3, H, W] on ``device``, the last batch with what is left, and their numbers
-    int64 [B] on the CPU. Damaged ones are left out and logged.
+    images: Tensor | Pictures | ImageSource, batch_size: int, device: torch.device, workers: int = 0
+) -> Iterator[tuple[Pictures, Tensor]]:
+    """All pictures in order on ``device``, the last batch with what is left, and their numbers int64 [B] on the CPU.
+    Damaged ones are left out and logged.
 
     Args:
-        images: uint8 [N, 3, H, W], or a source.
+        images: uint8 [N, 3, H, W], pictures, or a source.
         batch_size: the largest B.
         device: where the batches are wanted.
         workers: processes that decode a source; 0 decodes in this one.
@@ -202,22 +206,29 @@ def batches_in_order(
     Raises:
         UserError: more than 1 % are damaged, or a worker died.
     """
-    if isinstance(images, Tensor):
-        for batch, numbers in zip(images.split(batch_size), torch.arange(len(images)).split(batch_size), strict=True):
-            yield batch.to(device), numbers
+    if isinstance(images, ImageSource):
+        yield from _decode_in_order(images, batch_size, device, workers)
         return
-    count = len(images)
+    pictures = Pictures.of(images)
+    for numbers in torch.arange(len(pictures)).split(batch_size):
+        yield pictures.select(numbers.to(pictures.device)).to(device), numbers
+
+
+def _decode_in_order(
+    source: ImageSource, batch_size: int, device: torch.device, workers: int
+) -> Iterator[tuple[Pictures, Tensor]]:
+    count = len(source)
     damage = DamageLog(count)
     numbers_of: list[Tensor] = []
     tasks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
-    chunks = explain_dead_workers(run_loader(chunk_loader(images, tasks, workers, device)))
+    chunks = explain_dead_workers(run_loader(chunk_loader(source, tasks, workers, device)))
 
-    def valid() -> Iterator[tuple[Tensor]]:
+    def valid() -> Iterator[tuple[Tensor, ...]]:
         for task, chunk in zip(tasks, chunks, strict=True):
             for place, name, reason in chunk.damaged:
                 damage.record(task[place], name, reason)
             numbers_of.append(task[0] + chunk.valid)
-            yield (chunk.images,)
+            yield chunk.pictures.pixels, chunk.pictures.places
 
-    for (batch,) in copy_ahead(valid(), device):
-        yield batch, numbers_of.pop(0)
+    for pixels, places in copy_ahead(valid(), device):
+        yield Pictures(pixels, places), numbers_of.pop(0)

@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from dogo_fast.data.data_set import DataSet
-from dogo_fast.data.source import DecodingSource, FileSource
+from dogo_fast.data.source import FileSource
 from dogo_fast.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 TEST_FOLDERS = ("val", "test")
 """Where labelled test images may be, the first choice first."""
-SAMPLE = 16
-LARGEST_OWN_SIZE = 224
-"""Side of the images, in pixels, where they differ in size; and the largest they keep as their own."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
-def load_folder(directory: Path | None, image_size: int | None) -> DataSet:
+def load_folder(directory: Path | None) -> DataSet:
     """The images of ``DIR/train`` if there is one, else of ``DIR``; the test images of ``DIR/val`` or ``DIR/test``.
 
     Two or more folders with images beneath, and none beside them, are classes. Anything else is unlabelled, nested or
@@ -29,8 +26,6 @@ def load_folder(directory: Path | None, image_size: int | None) -> DataSet:
 
     Args:
         directory: DIR.
-        image_size: side of the images; None for their own if 16 of them spread over the set are squares of the same
-            size up to 224 pixels, else 224.
 
     Raises:
         UserError: no directory, no images in it, or a class of the test images that has no training images.
@@ -43,11 +38,9 @@ def load_folder(directory: Path | None, image_size: int | None) -> DataSet:
     paths, labels, class_names = _list_classes(root)
     if not paths:
         raise UserError(f"`data_dir` must hold images ({', '.join(EXTENSIONS)}), found none in {root}")
-    images = FileSource(paths, labels, image_size or LARGEST_OWN_SIZE)
-    if image_size is None:
-        images.size = common_size(images)
+    images = FileSource(paths, labels)
     train = None if labels is None else images
-    test = _find_test(directory, class_names, images.size) if labels is not None and root != directory else None
+    test = _find_test(directory, class_names) if labels is not None and root != directory else None
     return DataSet("folder", images, train, test, class_names, IMAGENET_MEAN, IMAGENET_DEVIATION)
 
 
@@ -73,20 +66,6 @@ def list_images(folder: Path, above: tuple[str, ...] = ()) -> list[str]:
     return paths
 
 
-def common_size(source: DecodingSource) -> int:
-    """The side of the images if a sample are all squares of the same size up to 224 pixels, else 224."""
-    sizes = set()
-    for place in range(min(SAMPLE, len(source))):
-        try:
-            sizes.add(source.decode(place * len(source) // min(SAMPLE, len(source))).shape[-2:])
-        except Exception:  # a damaged image: it is named when it is read
-            continue
-    if len(sizes) != 1:
-        return LARGEST_OWN_SIZE
-    ((height, width),) = sizes
-    return height if height == width <= LARGEST_OWN_SIZE else LARGEST_OWN_SIZE
-
-
 def _list_classes(root: Path) -> tuple[list[str], Tensor | None, tuple[str, ...]]:
     """Files, labels and names of the classes; None and no names where there are no classes."""
     paths = list_images(root)
@@ -97,7 +76,7 @@ def _list_classes(root: Path) -> tuple[list[str], Tensor | None, tuple[str, ...]
     return paths, _number([part[0] for part in parts], class_names), class_names
 
 
-def _find_test(directory: Path, class_names: tuple[str, ...], size: int) -> FileSource | None:
+def _find_test(directory: Path, class_names: tuple[str, ...]) -> FileSource | None:
     for name in TEST_FOLDERS:
         if not (directory / name).is_dir():
             continue
@@ -110,7 +89,7 @@ def _find_test(directory: Path, class_names: tuple[str, ...], size: int) -> File
             raise UserError(
                 f"the classes in {directory / name} must be among those in {directory / 'train'}, got {unknown[0]}"
             )
-        return FileSource(paths, _number([part[0] for part in parts], class_names), size)
+        return FileSource(paths, _number([part[0] for part in parts], class_names))
     return None
 
 

@@ -7,15 +7,14 @@ from torch import Tensor
 
 from dogo_fast.errors import UserError
 from dogo_fast.philox import permutation
+from dogo_fast.pictures import Pictures
 
 
 class Batch(NamedTuple):
     """Some images of an epoch, on the device."""
 
-    images: Tensor
-    """uint8 [M, 3, H, W]: those of the batch, or all of a resident data set."""
-    rows: Tensor
-    """int64 [B]: which of ``images`` are those of the batch."""
+    pictures: Pictures
+    """Those of the batch, B of them."""
     indices: Tensor
     """int64 [B]: their numbers in the data set."""
     position: int
@@ -32,7 +31,7 @@ class ResidentLoader:
     """Each epoch visits the images once in a new random order, the last incomplete batch dropped.
 
     Args:
-        images: uint8 [N, 3, H, W].
+        images: uint8 [N, 3, H, W], or pictures.
         batch_size: images a batch, from 2 to N.
         seed: the order of an epoch is ``permutation(seed, epoch, N)``, whatever the device.
 
@@ -40,9 +39,9 @@ class ResidentLoader:
         UserError: a batch size below 2 or above N.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, seed: int) -> None:
+    def __init__(self, images: Tensor | Pictures, batch_size: int, seed: int) -> None:
         check_batch_size(batch_size, len(images))
-        self.images = images
+        self.pictures = Pictures.of(images)
         self.batch_size = batch_size
         self.image_count = len(images)
         self.seed = seed
@@ -66,9 +65,9 @@ class ResidentLoader:
         first, rest = divmod(position, self.batch_size)
         if rest or not 0 <= first <= len(self) or step not in (None, first):
             raise ValueError(f"position must be that of a batch of this epoch, got {position} (step {step})")
-        order = permutation(self.seed, epoch, self.image_count, self.images.device)
+        order = permutation(self.seed, epoch, self.image_count, self.pictures.device)
         for number, rows in enumerate(order.split(self.batch_size)[first : len(self)], first + 1):
-            yield Batch(self.images, rows, rows, number * self.batch_size)
+            yield Batch(self.pictures.select(rows), rows, number * self.batch_size)
 
     def close(self) -> None:
         """Nothing to end; there for its likeness to ``StreamingLoader``."""

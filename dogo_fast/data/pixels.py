@@ -1,16 +1,16 @@
-"""Whatever an image comes as, as uint8 [3, H, W], and of the size wanted."""
+"""Whatever an image comes as, as uint8 [3, H, W], no larger than wanted; and the view of it that is scored."""
 
 import io
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-MOST_STRETCHED = 4
-"""Of longer images only the middle is resized: the rest would be cropped anyway, and may be huge."""
+RESIZED_TO_CROP = 256 / 224
+"""How much larger than its crop torchvision's evaluation transform for ImageNet resizes the shorter side."""
 
 
 def decode(image: object) -> Tensor:
@@ -19,7 +19,8 @@ def decode(image: object) -> Tensor:
     Args:
         image: of Pillow in any mode but F; a NumPy array [H, W] or [H, W, 1, 3 or 4]; a tensor [H, W] or
             [1, 3 or 4, H, W], both of uint8, uint16 or floating point in [0, 1]; the bytes of an image file; or a
-            dictionary with these (``bytes``) or a ``path``. A fourth channel (opacity) is dropped.
+            dictionary with these (``bytes``) or a ``path``. A fourth channel (opacity) is dropped; EXIF's orientation is
+            applied.
 
     Raises:
         ValueError: anything else. Pillow raises errors of many other kinds for damaged files.
@@ -46,6 +47,7 @@ def open_file(path: str) -> Image.Image:
 
 
 def _decode_pillow(image: Image.Image) -> Tensor:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         return _decode_planes(torch.from_numpy(np.array(image, dtype=np.int32).clip(0, 65535).astype(np.uint16)))
     if image.mode == "F":
@@ -71,18 +73,27 @@ def _decode_planes(planes: Tensor) -> Tensor:
     return planes[:3].expand(3, -1, -1)
 
 
-def fit(image: Tensor, size: int) -> Tensor:
-    """The shorter side resized to ``size`` (bilinear, antialiased), then the middle: uint8 [3, size, size]."""
+def shrink(image: Tensor, size: int) -> Tensor:
+    """An image uint8 [3, H, W], the shorter side resized to ``size`` (bilinear, antialiased) if it is longer."""
     height, width = image.shape[-2:]
-    if height == width == size:
-        return image.contiguous()
     shorter = min(height, width)
-    image = _crop_middle(image, min(height, MOST_STRETCHED * shorter), min(width, MOST_STRETCHED * shorter))
-    sides = [size * side // shorter for side in image.shape[-2:]]
-    resized = functional.interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
-    return _crop_middle(resized, size, size).contiguous()
+    if shorter <= size:
+        return image.contiguous()
+    sides = [size * side // shorter for side in (height, width)]
+    return functional.interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
 
 
-def _crop_middle(image: Tensor, height: int, width: int) -> Tensor:
-    top, left = round((image.shape[-2] - height) / 2), round((image.shape[-1] - width) / 2)
-    return image[:, top : top + height, left : left + width]
+def scored_views(images: Tensor, size: int, photographs: bool) -> Tensor:
+    """The one view of each that evaluation sees, uint8 [N, 3, H, W] to float32 [N, 3, size, size] in 0 … 255.
+
+    Of ``photographs`` torchvision's for ImageNet: the shorter side resized to 256/224 of ``size``, the middle cropped;
+    of other images all, resized.
+    """
+    height, width = images.shape[-2:]
+    if height == width == size and not photographs:
+        return images.to(torch.float32)
+    target = round(size * RESIZED_TO_CROP) if photographs else size
+    sides = [target * side // min(height, width) for side in (height, width)]
+    resized = functional.interpolate(images.to(torch.float32), sides, mode="bilinear", antialias=True)
+    top, left = (round((side - size) / 2) for side in sides)
+    return resized[:, :, top : top + size, left : left + size]

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dogo_fast.data.pixels import decode, fit, open_file
+from dogo_fast.data.pixels import decode, open_file, shrink
 from dogo_fast.errors import DamagedImageError, UserError
+from dogo_fast.pictures import Pictures
 
 LOG = logging.getLogger("dogo_fast")
 
@@ -25,64 +26,59 @@ TRIES = 100
 """Items looked at for one that is not damaged, to learn how a data set is laid out."""
 
 
-class ImageSource(ABC):
-    """Numbered images, decoded one at a time; to be pickled into worker processes.
+DECODE_SIZE = 512
+"""Pixels: the shorter side of a picture that is kept, if nobody says otherwise."""
 
-    ``size`` is the side of every image in pixels, ``labels`` int64 [N] or None.
+
+class ImageSource(ABC):
+    """Numbered images of any sizes, decoded one at a time; to be pickled into worker processes.
+
+    ``labels`` is int64 [N] or None; ``decode_size`` the shorter side that larger images are shrunk to, pixels.
     """
 
-    size: int
     labels: Tensor | None = None
+    decode_size: int = DECODE_SIZE
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, index: int) -> Tensor:
-        """An image uint8 [3, size, size]: the shorter side resized to ``size``, then the middle.
-
-        Raises:
-            DamagedImageError: it cannot be decoded.
-        """
+    def decode(self, index: int) -> Tensor:
+        """An image uint8 [3, H, W]. Raises anything if it cannot be decoded."""
 
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call the image in messages."""
 
-
-class DecodingSource(ImageSource):
-    """A source that is made of how to decode an image at whatever size it is."""
-
-    @abstractmethod
-    def decode(self, index: int) -> Tensor:
-        """An image uint8 [3, H, W]. Raises anything if it cannot be decoded."""
-
     def read(self, index: int) -> Tensor:
+        """An image uint8 [3, H, W], the whole of it, shrunk where its shorter side is longer than ``decode_size``.
+
+        Raises:
+            DamagedImageError: it cannot be decoded.
+        """
         try:
-            return fit(self.decode(index), self.size)
-        except MemoryError:
+            return shrink(self.decode(index), self.decode_size)
+        except (MemoryError, DamagedImageError):
             raise
         except Exception as error:  # decoders raise errors of every kind on damaged bytes
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DamagedImageError(self.name(index), reason) from None
 
 
-class FileSource(DecodingSource):
-    """Image files of any kind that Pillow reads, in order. EXIF orientation is ignored.
+class FileSource(ImageSource):
+    """Image files of any kind that Pillow reads, in order.
 
     Args:
         paths: of the N files.
         labels: int64 [N], or None.
-        size: side of the images read, pixels.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], labels: Tensor | None, size: int) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], labels: Tensor | None = None) -> None:
         names = [os.fsencode(path) for path in paths]
         # two objects instead of a million: forked workers would copy these one after the other
         self._names = b"".join(names)
         self._ends = np.cumsum([0, *map(len, names)])
         self.labels = labels
-        self.size = size
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -94,31 +90,29 @@ class FileSource(DecodingSource):
         return decode(open_file(self.name(index)))
 
 
-class TensorSource(DecodingSource):
-    """Images uint8 [N, 3, H, W] in memory, to be resized or streamed all the same."""
+class PictureSource(ImageSource):
+    """Pictures in memory, to be streamed all the same."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None, size: int) -> None:
-        self.images = images
+    def __init__(self, pictures: Tensor | Pictures, labels: Tensor | None = None) -> None:
+        self.pictures = pictures
         self.labels = labels
-        self.size = size
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pictures)
 
     def name(self, index: int) -> str:
         return str(index)
 
     def decode(self, index: int) -> Tensor:
-        return self.images[index]
+        return self.pictures[index]
 
 
-class MapSource(DecodingSource):
+class MapSource(ImageSource):
     """The adapter for any map-style data set: ``len()`` and ``data_set[index]``.
 
     Args:
         data_set: its items are images, ``(image, label)`` pairs as torchvision's, or dictionaries as Hugging Face's.
             Images as ``pixels.decode`` takes them.
-        size: side of the images read, pixels.
         image_key, label_key: where they are in a dictionary; found if they have a usual name.
 
     ``first`` is the number of the first item that can be read. ``labels`` is None where items have none, where they
@@ -128,9 +122,8 @@ class MapSource(DecodingSource):
         UserError: no key is one of an image, a key that is not there, or not one of the first 100 items can be read.
     """
 
-    def __init__(self, data_set: Any, size: int, image_key: str | None = None, label_key: str | None = None) -> None:
+    def __init__(self, data_set: Any, *, image_key: str | None = None, label_key: str | None = None) -> None:
         self.data_set = data_set
-        self.size = size
         self.first, item = self._first_item()
         keys = [str(key) for key in item] if isinstance(item, Mapping) else []
         self.image_key = _find_key(keys, image_key, IMAGE_KEYS, "image") if keys else None

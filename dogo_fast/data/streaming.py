@@ -11,6 +11,7 @@ from dogo_fast.data.loader import Batch, check_batch_size
 from dogo_fast.data.source import ImageSource
 from dogo_fast.errors import UserError
 from dogo_fast.philox import permutation
+from dogo_fast.pictures import Pictures, join
 
 LOG = logging.getLogger("dogo_fast")
 
@@ -95,42 +96,36 @@ class StreamingLoader:
         self._turn += 1
         order = permutation(self.seed, epoch, self.image_count)
         steps = len(self) - self._find_step(order, position, step)
-        rows = torch.arange(self.batch_size, device=self.device)
         positions: list[int] = []  # of the batches that are being copied
 
-        def assemble() -> Iterator[tuple[Tensor, Tensor]]:
-            for images, entries in self._batches(order, position, steps * self.batch_size):
+        def assemble() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for pictures, entries in self._batches(order, position, steps * self.batch_size):
                 positions.append(int(entries[-1]) + 1)
-                yield images, order[entries % self.image_count]
+                yield pictures.pixels, pictures.places, order[entries % self.image_count]
 
-        for images, indices in copy_ahead(assemble(), self.device):
-            yield Batch(images, rows, indices, positions.pop(0))
+        for pixels, places, indices in copy_ahead(assemble(), self.device):
+            yield Batch(Pictures(pixels, places), indices, positions.pop(0))
 
-    def _batches(self, order: Tensor, entry: int, missing: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, order: Tensor, entry: int, missing: int) -> Iterator[tuple[Pictures, Tensor]]:
         """``missing`` valid images in batches, from an entry of the order on, and the entries int64 [B] they are."""
-        pieces: list[tuple[Tensor, Tensor]] = []
+        pieces: list[tuple[Pictures, Tensor]] = []
         room = self.batch_size
         while missing:
             stop = entry + missing
-            for images, entries in self._decode(order, entry, stop):
-                missing -= len(images)
-                while len(images):
-                    taken = min(room, len(images))
-                    pieces.append((images[:taken], entries[:taken]))
-                    images, entries, room = images[taken:], entries[taken:], room - taken
+            for pictures, entries in self._decode(order, entry, stop):
+                missing -= len(pictures)
+                while len(pictures):
+                    taken = min(room, len(pictures))
+                    pieces.append((pictures.part(0, taken), entries[:taken]))
+                    pictures, entries = pictures.part(taken, len(pictures)), entries[taken:]
+                    room -= taken
                     if not room:
-                        yield self._join(pieces)
+                        whole = join([part for part, _ in pieces], pinned=self.device.type == "cuda")
+                        yield whole, torch.cat([part for _, part in pieces])
                         pieces, room = [], self.batch_size
             entry = stop  # what is missing now makes up for the damaged ones
 
-    def _join(self, pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        if len(pieces) == 1:
-            return pieces[0]
-        parts = [images for images, _ in pieces]
-        images = parts[0].new_empty(self.batch_size, *parts[0].shape[1:], pin_memory=self.device.type == "cuda")
-        return torch.cat(parts, out=images), torch.cat([entries for _, entries in pieces])
-
-    def _decode(self, order: Tensor, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decode(self, order: Tensor, start: int, stop: int) -> Iterator[tuple[Pictures, Tensor]]:
         """The valid images among some entries of the order, which begins again after its end, and their entries."""
         number = self._turn
         parts = [range(first, min(first + self.batch_size, stop)) for first in range(start, stop, self.batch_size)]
@@ -138,7 +133,7 @@ class StreamingLoader:
         for part, chunk in zip(parts, run_loader(self._data_loader), strict=True):
             for place, name, reason in chunk.damaged:
                 self._damage.record(int(order[(part.start + place) % self.image_count]), name, reason)
-            yield chunk.images, part.start + chunk.valid
+            yield chunk.pictures, part.start + chunk.valid
             if number != self._turn:
                 raise RuntimeError("this epoch of the loader ended when another was begun or the loader closed")
 
@@ -151,7 +146,7 @@ class StreamingLoader:
             possible = [step] if step in possible else []
         if len(possible) > 1:
             LOG.info("reading %d images again to find out how many were damaged", position)
-            valid = sum(len(images) for images, _ in self._decode(order, 0, position))
+            valid = sum(len(pictures) for pictures, _ in self._decode(order, 0, position))
             possible = [steps for steps in possible if steps * self.batch_size == valid]
         if len(possible) != 1:
             raise ValueError(f"position must be that of a batch of this epoch, got {position} (step {step})")

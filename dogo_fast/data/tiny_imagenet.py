@@ -14,27 +14,24 @@ FOLDER = "tiny-imagenet-200"
 CLASSES = 200
 IMAGES_A_CLASS = 500
 TEST_IMAGES = 10_000
-SIDE = 64
 HOW_TO_GET_IT = how_to_get("tiny-imagenet-200.zip", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", FOLDER)
 
 
-def load_tiny_imagenet(directory: Path | None, image_size: int | None) -> DataSet:
+def load_tiny_imagenet(directory: Path | None) -> DataSet:
     """100 000 training images; the 10 000 validation images to test with. Classes are called by their WordNet ids.
 
     Args:
         directory: the folder that holds ``tiny-imagenet-200``, or that folder itself.
-        image_size: side of the images; None for 64.
 
     Raises:
         UserError: no directory, or files missing or damaged.
     """
     folder = find_folder(directory, "tiny-imagenet", FOLDER, HOW_TO_GET_IT)
     class_names = read_words(folder / "wnids.txt", CLASSES, "class names", HOW_TO_GET_IT)
-    size = image_size or SIDE
     train = [path for name in class_names for path in _list(folder / "train" / name / "images", IMAGES_A_CLASS)]
     labels = torch.arange(CLASSES).repeat_interleave(IMAGES_A_CLASS)
-    source = FileSource(train, labels, size)
-    test = _read_test(folder / "val", class_names, size)
+    source = FileSource(train, labels)
+    test = _read_test(folder / "val", class_names)
     return DataSet("tiny-imagenet", source, source, test, class_names, IMAGENET_MEAN, IMAGENET_DEVIATION)
 
 
@@ -45,7 +42,7 @@ def _list(folder: Path, count: int) -> list[str]:
     return paths
 
 
-def _read_test(folder: Path, class_names: tuple[str, ...], size: int) -> FileSource:
+def _read_test(folder: Path, class_names: tuple[str, ...]) -> FileSource:
     """The files that ``val_annotations.txt`` lists: per line a name, a class and a box, divided by tabs."""
     path = folder / "val_annotations.txt"
     lines = read_bytes(path, HOW_TO_GET_IT).decode("utf-8", errors="replace").splitlines()
@@ -63,4 +60,4 @@ def _read_test(folder: Path, class_names: tuple[str, ...], size: int) -> FileSou
     missing = [file for file in files if Path(file).name not in classes]
     if missing:
         raise UserError(f"{path} is damaged: expected a line for {Path(missing[0]).name}, got none; {HOW_TO_GET_IT}")
-    return FileSource(files, torch.tensor([classes[Path(file).name] for file in files]), size)
+    return FileSource(files, torch.tensor([classes[Path(file).name] for file in files]))

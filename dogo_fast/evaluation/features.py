@@ -5,7 +5,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.data import DataSet, ImageSource, Split, batches_in_order
+from dogo_fast.data import DataSet, ImageSource, Pictures, Split, batches_in_order
+from dogo_fast.data.pixels import scored_views
 
 BATCH = 512
 CALIBRATION_IMAGES = 4096
@@ -15,10 +16,14 @@ def _device_of(backbone: nn.Module) -> torch.device:
     return next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
 
 
-def normalise(images: Tensor, data: DataSet) -> Tensor:
-    """uint8 images [N, 3, H, W] as the data set's networks see them: float32, normalised, channels-last."""
+def prepare(pictures: Pictures, data: DataSet) -> Tensor:
+    """Pictures as evaluation sees them, float32 [N, 3, S, S], normalised, channels-last: whole where the data set's
+    images are squares of one size, else the middle of each (``scored_views``)."""
+    stack = pictures.stack()
+    groups = [each[None] for each in pictures.each()] if stack is None else [stack]
+    images = torch.cat([scored_views(group, data.view_size, bool(data.photographs)) for group in groups])
     mean, deviation = (torch.tensor(x, device=images.device)[:, None, None] for x in (data.mean, data.deviation))
-    return images.to(torch.float32).div_(255).sub_(mean).div_(deviation).contiguous(memory_format=torch.channels_last)
+    return images.div_(255).sub_(mean).div_(deviation).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -43,7 +48,7 @@ def extract_features(
     backbone.eval()
     images = part.images if isinstance(part, Split) else part
     batches = batches_in_order(images, BATCH, _device_of(backbone), workers)
-    features, numbers = zip(*((backbone(normalise(batch, data)), numbers) for batch, numbers in batches), strict=True)
+    features, numbers = zip(*((backbone(prepare(batch, data)), numbers) for batch, numbers in batches), strict=True)
     backbone.train(training)
     assert part.labels is not None
     rows = torch.cat(features)
@@ -77,7 +82,7 @@ def calibrate_batch_norm(backbone: nn.Module, data: DataSet, workers: int = 0) -
     batches = batches_in_order(data.pretraining, -(-count // parts), _device_of(backbone), workers)
     for batch, _ in itertools.islice(batches, parts):
         if len(batch) > 1:
-            backbone(normalise(batch, data))
+            backbone(prepare(batch, data))
     backbone.train(training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

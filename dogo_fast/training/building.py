@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.data import DataSet, ImageSource
+from dogo_fast.data import DataSet, Images, ImageSource, Pictures
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
 from dogo_fast.training.config import PRECISIONS, PretrainConfig
@@ -21,18 +21,16 @@ SMALL_PHOTOGRAPH = 64
 """Pixels: larger images get SimCLR's recipe for ImageNet, with blur, the others that for CIFAR-10."""
 
 
-def as_data_set(data: Tensor | DataSet | ImageSource) -> DataSet:
+def as_data_set(data: Images | DataSet | ImageSource) -> DataSet:
     """Images without labels as a data set; a data set's own, contiguous.
 
     Raises:
-        TypeError, ValueError: anything else, or a tensor that is not uint8 [N, 3, S, S].
+        TypeError, ValueError: anything else, or a tensor that is not uint8 [N, 3, H, W].
     """
-    if not isinstance(data, Tensor | DataSet | ImageSource):
-        raise TypeError(f"data must be a tensor, a DataSet or an ImageSource, got {type(data).__name__}")
+    if not isinstance(data, Tensor | Pictures | DataSet | ImageSource):
+        raise TypeError(f"data must be a tensor, Pictures, a DataSet or an ImageSource, got {type(data).__name__}")
     if isinstance(data, Tensor) and (data.dtype != torch.uint8 or data.dim() != 4 or data.shape[1] != 3):
         raise ValueError(f"data must be images uint8 [N, 3, H, W], got {data.dtype} {tuple(data.shape)}")
-    if isinstance(data, Tensor) and data.shape[2] != data.shape[3]:
-        raise ValueError(f"data must be square images, got {tuple(data.shape)}")
     data = data if isinstance(data, DataSet) else DataSet("images", data, None, None, ())
     images = data.pretraining
     return replace(data, pretraining=images.contiguous()) if isinstance(images, Tensor) else data
@@ -43,7 +41,7 @@ def choose_recipe(recipe: str | ViewRecipe, data: DataSet) -> ViewRecipe:
     if isinstance(recipe, ViewRecipe):
         return recipe
     if recipe == "auto":
-        recipe = "cifar" if data.image_size <= SMALL_PHOTOGRAPH else "simclr"
+        recipe = "cifar" if data.view_size <= SMALL_PHOTOGRAPH else "simclr"
         recipe = data.name if data.name in VIEW_RECIPES else recipe
     return VIEW_RECIPES[recipe]
 
@@ -59,10 +57,10 @@ def build_step(config: PretrainConfig, data: DataSet, backbones: Sequence[str | 
     Raises:
         ValueError: backbones that give no features, share what they learn, or are not float32.
     """
-    device, dtype, size = torch.device(config.device), PRECISIONS[config.precision], data.image_size
+    device, dtype, size = torch.device(config.device), PRECISIONS[config.precision], data.view_size
     augmentation = Augmentation(
         [choose_recipe(config.recipe, data)] * VIEWS,
-        (size, size),
+        size,
         derive_seed(config.seed, "views"),
         mean=data.mean,
         deviation=data.deviation,
@@ -88,11 +86,8 @@ def build_step(config: PretrainConfig, data: DataSet, backbones: Sequence[str | 
     objective = Objective(
         config.method, config.kd_weight, config.temperature, config.kd_temperature, config.kl_reduction
     )
-    images = data.pretraining
-    if not isinstance(images, Tensor):
-        images = torch.zeros(config.batch_size, 3, size, size, dtype=torch.uint8, device=device)
     settings = StepSettings(dtype, config.accumulate, config.clip_norm, config.compile)
-    return TrainingStep(peers, optimisers, objective, augmentation, images, config.batch_size, settings)
+    return TrainingStep(peers, optimisers, objective, augmentation, config.batch_size, settings)
 
 
 def _check_parameters(peers: Sequence[Peer]) -> None:

@@ -24,7 +24,7 @@ KEPT = 2
 CONTENT = {
     "config": dict,
     "image_count": int,
-    "image_size": int,
+    "view_size": int,
     "step": int,
     "epoch": int,
     "position": int,

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dogo_fast.data import DATA_SETS, check_data_name
+from dogo_fast.data import DATA_SETS, DECODE_SIZE, check_data_name
 from dogo_fast.errors import UserError
 from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
 from dogo_fast.views import VIEW_RECIPES, ViewRecipe
@@ -92,8 +92,10 @@ class PretrainConfig(BaseModel):
     )
     data_dir: Annotated[Path | None, Metavar("DIR")] = None
     """Folder that holds the data set's files; nothing is ever downloaded."""
-    image_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
-    """Side to which images are scaled when they are read (default: the data set's own, 224 for photographs)."""
+    view_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
+    """Side of the views (default: the data set's own where its images are squares of one size, 224 for photographs)."""
+    decode_size: Annotated[int, Metavar("PIXELS")] = Field(DECODE_SIZE, ge=4, le=16384)
+    """Pictures whose shorter side is longer are shrunk to it when they are read; views are drawn from the whole."""
     residence: Literal["auto", "device", "stream"] = "auto"
     """Hold all images on the device, or decode them as they are needed; auto holds up to 4 GiB."""
     workers: int = Field(min(8, max(1, (os.cpu_count() or 2) - 1)), ge=0, le=256)

@@ -43,7 +43,8 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, ...]:
     data = load_data_set(
         config.data,
         config.data_dir,
-        image_size=config.image_size,
+        view_size=config.view_size,
+        decode_size=config.decode_size,
         residence=config.residence,
         workers=config.workers,
     )

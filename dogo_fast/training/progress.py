@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dogo_fast.data import DataSet, ImageSource
+from dogo_fast.data import DataSet, Images, ImageSource
 from dogo_fast.errors import UserError
 from dogo_fast.philox import derive_seed
 from dogo_fast.private import tree_map_only
@@ -58,7 +58,7 @@ class Progress:
         state = {
             "config": self.config.model_dump(mode="json"),
             "image_count": self.data.image_count,
-            "image_size": self.data.image_size,
+            "view_size": self.data.view_size,
             "fingerprint": fingerprint(self.data.pretraining),
             "step": self.steps,
             "epoch": self.epoch,
@@ -160,12 +160,12 @@ class Progress:
         return f"{told}; move it elsewhere to go on with that one"
 
     def _check_images(self, state: dict[str, Any]) -> None:
-        count, size = self.data.image_count, self.data.image_size
+        count, size = self.data.image_count, self.data.view_size
         told = None
         if state["image_count"] != count:
             told = f"the {state['image_count']} images of the run that is resumed, got {count}"
-        elif state["image_size"] != size:
-            told = f"the images of {state['image_size']} px of the run that is resumed, got {size} px"
+        elif state["view_size"] != size:
+            told = f"images for the views of {state['view_size']} px of the run that is resumed, got {size} px"
         else:
             own = fingerprint(self.data.pretraining)
             if None not in (own, state.get("fingerprint")) and own != state["fingerprint"]:
@@ -200,12 +200,12 @@ def folder_of(config: PretrainConfig) -> Path | None:
     return run_of(Path(config.resume))
 
 
-def fingerprint(images: Tensor | ImageSource) -> int | None:
+def fingerprint(images: Images | ImageSource) -> int | None:
     """A checksum of 64 resident images, evenly spread; None of images that stream, which would have to be decoded."""
-    if not isinstance(images, Tensor):
+    if isinstance(images, ImageSource):
         return None
-    chosen = torch.linspace(0, len(images) - 1, min(64, len(images))).long()
-    return zlib.crc32(images[chosen.to(images.device)].cpu().numpy().tobytes())
+    chosen = torch.linspace(0, len(images) - 1, min(64, len(images))).long().tolist()
+    return zlib.crc32(b"".join(images[number].cpu().numpy().tobytes() for number in chosen))
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

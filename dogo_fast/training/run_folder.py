@@ -110,7 +110,7 @@ class RunFolder:
 
     def write_peers(self, names: Sequence[str], peers: Sequence[Peer], data: DataSet) -> None:
         """Each peer's backbone and heads; how the images were prepared goes into the files' metadata."""
-        images = {"image_size": data.image_size, "mean": list(data.mean), "deviation": list(data.deviation)}
+        images = {"image_size": data.view_size, "mean": list(data.mean), "deviation": list(data.deviation)}
         for number, (name, peer) in enumerate(zip(names, peers, strict=True), 1):
             about = {"backbone": name, "features": peer.features, "method": peer.method, "dogo_fast": __version__}
             metadata = {key: str(value) for key, value in (about | images).items()}

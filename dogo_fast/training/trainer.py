@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from dogo_fast.data import Batch, DataSet, ImageSource, make_loader
+from dogo_fast.data import Batch, DataSet, Images, ImageSource, make_loader
 from dogo_fast.errors import RunInterrupted
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
@@ -53,7 +53,7 @@ class Trainer:
     def __init__(
         self,
         backbones: Sequence[str | nn.Module],
-        data: Tensor | DataSet | ImageSource,
+        data: Images | DataSet | ImageSource,
         config: PretrainConfig | None = None,
         **options: Any,
     ) -> None:
@@ -206,10 +206,10 @@ class Trainer:
             waited = clock() - start
             progress.whole = False
             self._train_batch(batch)
-            metrics.add(len(batch.rows), waited)
+            metrics.add(len(batch.indices), waited)
             progress.steps, progress.position = progress.steps + 1, batch.position
             progress.whole = True
-            bar.update(len(batch.rows))
+            bar.update(len(batch.indices))
             if metrics.steps % (READ_EVERY if self.device.type == "cuda" else 1) == 0:
                 losses = metrics.read()
                 shown = " + ".join(f"{losses[f'loss_{number}']:.3f}" for number in range(1, len(self.peers) + 1))

@@ -74,6 +74,10 @@ class Augmentation:
             raise ValueError(f"view_size must be above half the blur's width, {self.blur_size}, got {self.view_size}")
 
     @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    @property
     def epoch(self) -> Tensor:
         """The epoch that the draws depend on, int64 [1], on the device."""
         return self.state[1:]
@@ -140,9 +144,7 @@ def call_cpp(augmentation: Augmentation, pictures: Pictures, draws: ViewDraws) -
     return out.permute(0, 1, 4, 2, 3)
 
 
-def launch_triton(
-    augmentation: Augmentation, pictures: Pictures, indices: Tensor, draws: ViewDraws | None
-) -> Tensor:
+def launch_triton(augmentation: Augmentation, pictures: Pictures, indices: Tensor, draws: ViewDraws | None) -> Tensor:
     """The same by kernels/augment.py; without ``draws`` the kernel makes them."""
     from dogo_fast.kernels import augment as kernel
 
