@@ -350,14 +350,14 @@ def test_a_red_object_at_the_edge_of_a_photograph_is_seen_as_often_as_torchvisio
     transform = RandomResizedCrop(224, scale=(0.08, 1.0))
     theirs = sum(bool(transform(photograph.permute(2, 0, 1))[0].max() > 0) for _ in range(600)) / 600
     augmentation = Augmentation([ViewRecipe(crop_area=(0.08, 1.0))], 224, 0)
-    for residence in ("device", "stream"):
-        data = load_data_set("folder", tmp_path, residence=residence)
+    for kept in ("device", "stream"):
+        data = load_data_set("folder", tmp_path, residence=kept)
         (batch,) = make_loader(data.pretraining, 2, 0, torch.device("cpu"), 0).epoch(0)
         shown = 0
         for epoch in range(75):
             augmentation.epoch.fill_(epoch)
             shown += int((augmentation(batch.pictures, batch.indices)[0, :, 0].amax(dim=(1, 2)) > 0).sum())
-        assert abs(shown / 150 - theirs) < 4 * (theirs * (1 - theirs) / 150) ** 0.5, residence
+        assert abs(shown / 150 - theirs) < 4 * (theirs * (1 - theirs) / 150) ** 0.5, kept
 
 
 def test_folder_without_images_says_what_it_looked_for(tmp_path: Path):

@@ -244,7 +244,7 @@ class Faulty(list):  # type: ignore[type-arg]
 
 
 def test_map_source_passes_over_a_damaged_first_item():
-    source = MapSource(Faulty([None, (IMAGE), (IMAGE, 5)]))
+    source = MapSource(Faulty([None, (IMAGE, 4), (IMAGE, 5)]))
     assert source.labels[1:].tolist() == [4, 5]
     with pytest.raises(DamagedImageError, match=r"^0 is damaged \(OSError: broken data stream\)$"):
         source.read(0)
@@ -294,7 +294,7 @@ def test_torchvision_data_set_with_splits_and_without_whole_labels(tmp_path: Pat
 
     monkeypatch.setattr(datasets, "Splits", Splits, raising=False)
     data = load_data_set("torchvision:Splits", tmp_path)
-    assert data.train.images.shape == (2, 3, 224, 224) and data.test.images[0, 0, 0, 0] == 3
+    assert data.train.images.shape == (2, 3, 120, 120) and data.view_size == 120 and data.test.images[0, 0, 0, 0] == 3
     assert data.class_names == ("0", "1")
 
 

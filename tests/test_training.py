@@ -231,7 +231,7 @@ SHARED = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
 
 def test_data_of_another_kind_is_refused_by_name():
-    with pytest.raises(TypeError, match="data must be a tensor, a DataSet or an ImageSource, got ndarray"):
+    with pytest.raises(TypeError, match="data must be a tensor, Pictures, a DataSet or an ImageSource, got ndarray"):
         Trainer(("small", "small"), pixels().numpy(), **QUICK)
 
 
@@ -247,7 +247,7 @@ def test_data_of_another_kind_is_refused_by_name():
         ),
         (("small", nn.Linear(5, 3)), pixels(), {}, r"must take images \(2, 3, 8, 8\), this one fails"),
         (("small", "small"), pixels().float(), {}, r"data must be images uint8 \[N, 3, H, W\], got torch.float32"),
-        (("small", "small"), pixels()[:, :, :4], {}, "data must be square images"),
+        (("small", "small"), pixels()[:, 0], {}, r"data must be images uint8 \[N, 3, H, W\], got torch.uint8"),
         ((SHARED, SHARED), pixels(), {}, "backbones must not share parameters"),
         (("small", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double()), pixels(), {}, "must have float32 param"),
         (

@@ -19,7 +19,7 @@ def decode(image: object) -> Tensor:
     Args:
         image: of Pillow in any mode but F; a NumPy array [H, W] or [H, W, 1, 3 or 4]; a tensor [H, W] or
             [1, 3 or 4, H, W], both of uint8, uint16 or floating point in [0, 1]; the bytes of an image file; or a
-            dictionary with these (``bytes``) or a ``path``. A fourth channel (opacity) is dropped; EXIF's orientation is
+            dictionary with these (``bytes``) or a ``path``. A fourth channel (opacity) is dropped, EXIF's orientation
             applied.
 
     Raises:
