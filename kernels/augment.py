@@ -139,9 +139,9 @@ def _sample(picture, draws, turn, tile, SIZE: tl.constexpr):
     b_total = tl.zeros_like(b_x)
     plane = picture.height * picture.width
     taps_x = tl.ceil(2 * support_x).to(tl.int32)
-    for k in range(0, tl.ceil(2 * support_y).to(tl.int32)):
+    for k in tl.range(0, tl.ceil(2 * support_y).to(tl.int32), num_stages=1):
         b_row, b_weight_y = _tap(b_centre_y, extent_y, support_y, k)
-        for l in range(0, taps_x):  # noqa: E741
+        for l in tl.range(0, taps_x, num_stages=1):  # noqa: E741
             b_column, b_weight_x = _tap(b_centre_x, extent_x, support_x, l)
             b_weight = b_weight_y * b_weight_x
             m_weight = b_weight > 0

@@ -105,11 +105,12 @@ def test_hopper_uses_its_tensor_cores_without_spilling_at_the_usual_width(rows: 
 
 
 def test_views_are_made_in_registers(rows: list[dict[str, str]]) -> None:
-    """On a GPU like Hopper, two programs of eight warps a multiprocessor at the least, and nothing spilled."""
+    """On a GPU like Hopper, sixteen warps a multiprocessor at the least, and nothing spilled."""
     views = [row for row in rows if row["loss"] == "augment" and row["target"] == "sm_90"]
     assert {row["D"] for row in views} == {"32", "96", "224"}
     for row in views:
-        assert int(row["spilled"]) == 0 and int(row["registers"]) <= 128, row
+        warps = int(row["warps"])
+        assert int(row["spilled"]) == 0 and 65536 // (32 * warps * int(row["registers"])) * warps >= 16, row
 
 
 def test_shared_memory_fits_every_target(rows: list[dict[str, str]]) -> None:

@@ -65,11 +65,13 @@ def test_wide_rows_are_those_of_several_chunks() -> None:
             assert (width > row_chunk(D, itemsize)) == (bucket("sm_90", dtype, width, 2).width == WIDE)
 
 
-def test_the_shipped_table_has_the_default_whole_and_entries_for_three_architectures_that_say_untuned() -> None:
+def test_the_shipped_table_has_the_default_whole_and_entries_for_three_architectures_that_say_whether_tuned() -> None:
     for architecture in (ANY, "sm_80", "sm_90", "sm_100"):
         for dtype, widths in WIDTHS.items():
             for key in (Key(architecture, dtype, width, rows) for width in widths for rows in ROWS):
-                assert SHIPPED[key].tuned is None
+                tuned = SHIPPED[key].tuned
+                assert (tuned is not None) == (key == Key("sm_90", "bfloat16", 128, 2048)), key
+                assert tuned is None or tuned["gpu"] == "NVIDIA H200"
     assert {key.architecture for key in SHIPPED} == {ANY, "sm_80", "sm_90", "sm_100"}
 
 
