@@ -15,6 +15,7 @@ __all__ = [
     "ScalesItself",
     "abandon_step",
     "constant_to_compile",
+    "end_workers",
     "foreach_add_",
     "foreach_copy_",
     "foreach_div_",
@@ -56,6 +57,15 @@ def scaler_tensors(scaler: torch.amp.GradScaler) -> list[Tensor]:
 def abandon_step(scaler: torch.amp.GradScaler) -> None:
     """Forget that gradients were unscaled: the step was left half-way."""
     scaler._per_optimizer_states.clear()
+
+
+def end_workers(iterator: Any) -> None:
+    """End the workers of a DataLoader's iterator at once, whatever they do and whichever signals they ignore; harmless
+    where they have ended."""
+    forget_workers(iterator)
+    for worker in getattr(iterator, "_workers", ()):
+        worker.kill()
+    iterator._shutdown_workers()
 
 
 def forget_workers(iterator: Any) -> None:

@@ -3,7 +3,10 @@
 import itertools
 import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -209,6 +212,39 @@ def test_a_worker_that_is_killed_is_one_clear_error_and_no_hang():
     with pytest.raises(UserError, match=r"a worker process that decodes images died.*fewer `workers`") as error:
         read_out(loader, 1)
     assert "\n" not in str(error.value)
+
+
+FAILING = """
+import resource, sys, torch
+from dogo_fast.data import DataSet, ImageSource, residence
+
+class Failing(ImageSource):
+    labels = torch.arange(2000) % 2
+    def __len__(self): return 2000
+    def name(self, index): return str(index)
+    def decode(self, index):
+        if index == 700 and sys.argv[1] == "memory":
+            raise MemoryError
+        return torch.zeros(3, 64, 64, dtype=torch.uint8)
+
+if sys.argv[1] == "shared memory":  # as where /dev/shm is small: a file may have 1 MB
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+source = Failing()
+residence.settle(DataSet("data", source, source, None, ("a", "b")), 512, "device", 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("memory", r"MemoryError"), ("shared memory", r"RuntimeError: .*shm.*")], ids=["memory", "shm"]
+)
+def test_a_worker_that_fails_while_all_is_decoded_ends_the_process_with_one_error(what: str, reason: str):
+    """The others ignore SIGTERM, and multiprocessing waited for them for ever; what cannot be shared was dropped."""
+    command = [sys.executable, "-W", "ignore", "-c", FAILING, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and re.search(
+        rf"UserError: a worker process that decodes images died \({reason}\).*fewer `workers`", last
+    ), done.stderr[-2000:]
 
 
 def test_a_worker_that_is_killed_disturbs_nothing_but_the_next_batch():

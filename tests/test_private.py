@@ -2,6 +2,7 @@
 uses one."""
 
 import ast
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def test_workers_that_are_forgotten_may_die() -> None:
         worker.join()
     torch.utils.data._utils.signal_handling._error_if_any_worker_fails()
     assert not iterator._worker_pids_set, SEEN
+
+
+def test_workers_that_ignore_sigterm_are_ended() -> None:
+    iterator: Any = iter(DataLoader(list(range(80)), num_workers=2, worker_init_fn=_ignore_sigterm))
+    workers = list(iterator._workers)
+    assert len(workers) == 2 and all(worker.is_alive() for worker in workers), SEEN
+    private.end_workers(iterator)
+    private.end_workers(iterator)
+    assert not any(worker.is_alive() for worker in workers), SEEN
+
+
+def _ignore_sigterm(_: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
 """Decoding the images of a source, in worker processes or here, and keeping account of the damaged ones."""
 
+import atexit
 import logging
 import re
 import signal
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dogo_fast.data.source import ImageSource
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.pictures import Pictures
-from dogo_fast.private import forget_workers
+from dogo_fast.private import end_workers, forget_workers
 
 LOG = logging.getLogger("dogo_fast")
 CHUNK = 128
@@ -22,8 +24,11 @@ MOST_DAMAGED = 1
 NAMED = 3
 """Damaged images named in the error."""
 LEFT_TO_MAIN = frozenset({signal.SIGINT, signal.SIGTERM})
-DEAD_WORKER = r"DataLoader worker \(pid|Pin memory thread exited"
-"""In the messages of PyTorch's errors."""
+DEAD_WORKER = r"DataLoader worker \(pid|Pin memory thread exited|in DataLoader worker process|in pin memory thread"
+"""In the messages of PyTorch's errors: it died, or raised."""
+RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Iterators with workers, to be ended when this process does: multiprocessing would wait for ever for those that ignore
+the SIGTERM that it sends."""
 Item = TypeVar("Item")
 
 
@@ -73,7 +78,13 @@ class _ChunkReader(Dataset[Chunk]):
                 valid.append(place)
             except DamagedImageError as error:
                 damaged.append((place, error.name, error.reason))
-        return Chunk(Pictures.of(pictures), torch.tensor(valid, dtype=torch.int64), damaged)
+        chunk = Chunk(Pictures.of(pictures), torch.tensor(valid, dtype=torch.int64), damaged)
+        if (
+            get_worker_info() is not None
+        ):  # here it can fail aloud; the thread that sends would print a traceback, and wait
+            for tensor in (chunk.pictures.pixels, chunk.pictures.places, chunk.valid):
+                tensor.share_memory_()
+        return chunk
 
 
 def chunk_loader(
@@ -108,7 +119,7 @@ def run_loader(loader: "DataLoader[Any]") -> Iterator[Chunk]:
     """One run over a ``chunk_loader``.
 
     PyTorch would raise an error in whatever the main thread does at the moment in which a worker dies, and again in
-    the error's own handling. Here only asking for the next chunk fails, within 5 seconds.
+    the error's own handling. Here only asking for the next chunk fails, within 5 seconds, and no worker is left.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
     try:
@@ -116,20 +127,49 @@ def run_loader(loader: "DataLoader[Any]") -> Iterator[Chunk]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     forget_workers(iterator)
-    return iter(iterator)
+    if not RUNNING:
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)  # after multiprocessing's, so that it runs before
+    RUNNING.add(iterator)
+    try:
+        yield from iterator
+    except GeneratorExit:
+        if not loader.persistent_workers:
+            end_loader(iterator)
+        raise
+    except BaseException:
+        end_loader(iterator)
+        raise
+
+
+def end_loader(iterator: Any) -> None:
+    """Ends the workers of an iterator, now; it may have none."""
+    RUNNING.discard(iterator)
+    if getattr(iterator, "_workers", None):
+        end_workers(iterator)
+
+
+def _end_all() -> None:
+    for iterator in list(RUNNING):
+        end_loader(iterator)
 
 
 def explain_dead_workers(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; a worker that died is a UserError instead of what PyTorch or the broken pipe raise."""
+    """The same items; a worker that died or failed is a UserError instead of what PyTorch or the broken pipe raise."""
     try:
         yield from items
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, RuntimeError) and not re.search(DEAD_WORKER, message):
+        died = isinstance(error, MemoryError | ConnectionError | EOFError | FileNotFoundError)
+        if not died and not re.search(DEAD_WORKER, message):
             raise
+        raised = str(error).strip().rpartition("\n")[2]  # of a worker's traceback the last line
         raise UserError(
-            f"a worker process that decodes images died ({message}): "
-            "if it ran out of memory or of /dev/shm, fewer `workers` need less"
+            f"a worker process that decodes images died ({raised or type(error).__name__}): if it ran out of memory "
+            "or of /dev/shm, of which Docker gives 64 MB unless told otherwise (--shm-size), fewer `workers`, a smaller "
+            "`batch_size` or `decode_size` need less"
         ) from None
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dogo_fast.data.decoding import MOST_DAMAGED, DamageLog, chunk_loader, copy_ahead, explain_dead_workers, run_loader
+from dogo_fast.data.decoding import (
+    MOST_DAMAGED,
+    DamageLog,
+    chunk_loader,
+    copy_ahead,
+    end_loader,
+    explain_dead_workers,
+    run_loader,
+)
 from dogo_fast.data.loader import Batch, check_batch_size
 from dogo_fast.data.source import ImageSource
 from dogo_fast.errors import UserError
@@ -89,7 +97,7 @@ class StreamingLoader:
         self._turn += 1
         running = self._data_loader._iterator
         if running is not None:
-            running._shutdown_workers()  # type: ignore[attr-defined]
+            end_loader(running)
             self._data_loader._iterator = None
 
     def _run(self, epoch: int, position: int, step: int | None) -> Iterator[Batch]:
