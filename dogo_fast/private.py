@@ -23,6 +23,7 @@ __all__ = [
     "foreach_mul_",
     "foreach_norm",
     "forget_workers",
+    "is_constant",
     "scaler_tensors",
     "tree_map_only",
 ]
@@ -39,6 +40,13 @@ def constant_to_compile(function: Callable[..., Any]) -> None:
     """torch.compile is to call the function while it traces and keep the answer. This is what
     torch.compiler.assume_constant_result does, which would import the compiler, seconds long, into every process."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_constant(number: float) -> bool:
+    """Whether torch.compile, while it traces, holds the number for the same in every call."""
+    from torch.fx.experimental import symbolic_shapes  # imports the compiler
+
+    return symbolic_shapes.has_static_value(number)
 
 
 class ScalesItself:

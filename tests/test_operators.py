@@ -2,6 +2,7 @@
 happen."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import triton.language as tl
 from forms import thinned
 from numerics import projections
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
@@ -69,6 +72,22 @@ def test_opcheck_dogo_loss(device: torch.device, learnt: bool) -> None:
     torch.library.opcheck(ops.dogo_loss_backward.default, arguments, test_utils=CHECKS[:3])
 
 
+@pytest.mark.parametrize("learnt", [False, True])
+def test_opcheck_numbers_in_a_tensor(device: torch.device, learnt: bool) -> None:
+    """The overload, which also gives the same bits as the operator that is given the numbers."""
+    temperature = torch.tensor(0.5, device=device, requires_grad=True) if learnt else None
+    inputs = inputs_of(device)
+    temperatures = (0.5, None, 0.1)
+    expected = ops.dogo_loss(*inputs, temperature, *temperatures, 1.0, 2.0, "batchmean", "float32", backend())
+    numbers = torch.tensor([0.5, 0.1, 1.0, 2.0], dtype=torch.float64)
+    settings = (temperature, 7.0, None, 7.0, 7.0, 7.0, "batchmean", "float32", backend(), numbers)
+    torch.library.opcheck(ops.dogo_loss.numbers, (*inputs, *settings), test_utils=CHECKS)
+    outputs = [tensor.detach() for tensor in ops.dogo_loss(*inputs, *settings)]
+    assert all(map(torch.equal, outputs[:7], expected[:7]))
+    arguments = (torch.ones_like(outputs[0]), *[None] * 6, *outputs[7:], *inputs, *settings)
+    torch.library.opcheck(ops.dogo_loss_backward.numbers, arguments, test_utils=CHECKS[:3])
+
+
 def compiled_losses() -> list[Any]:
     def dogo(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
         output = functional.dogo_loss((a, b), (c, d), 0.5, 0.1, kd_weight=(2, 0.5))
@@ -109,6 +128,121 @@ def test_compile_has_no_graph_break_and_gives_the_same_values(
         torch.testing.assert_close(value, expected)
         gradients = torch.autograd.grad(value, inputs)
         torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs))
+
+
+def scheduled_losses() -> list[Any]:
+    """Of four views, a learnt temperature and a number."""
+
+    def nt(a: Tensor, b: Tensor, c: Tensor, d: Tensor, learnt: Tensor, number: float) -> Tensor:
+        return functional.nt_xent(a, b, number) + functional.nt_xent(c, d, learnt)
+
+    def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor, learnt: Tensor, number: float) -> Tensor:
+        return functional.similarity_kl((a, b), (c, d), number, reduction="none").sum()
+
+    def kl_of_two(a: Tensor, b: Tensor, c: Tensor, d: Tensor, learnt: Tensor, number: float) -> Tensor:
+        """Temperatures that are equal now and then, or one of which learns."""
+        pairs, teacher = ((a, b), (c, d)), max(0.3, number)
+        first = functional.similarity_kl(*pairs, number, teacher_temperature=teacher, detach_teacher=False)
+        return first + functional.similarity_kl(*pairs, learnt, teacher_temperature=number)
+
+    def dogo(a: Tensor, b: Tensor, c: Tensor, d: Tensor, learnt: Tensor, number: float) -> Tensor:
+        weights = (10 * number, 1 - number)
+        return functional.dogo_loss((a, b), (c, d), number, number / 3, kd_weight=weights).loss
+
+    def weight_alone(a: Tensor, b: Tensor, c: Tensor, d: Tensor, learnt: Tensor, number: float) -> Tensor:
+        return functional.dogo_loss((a, b), (c, d), learnt, kd_weight=number).loss_2
+
+    def module(a: Tensor, b: Tensor, c: Tensor, d: Tensor, learnt: Tensor, number: float) -> Tensor:
+        criterion.temperature = number
+        return criterion(a, b)
+
+    criterion = NTXentLoss()
+    return [nt, kl, kl_of_two, dogo, weight_alone, module]
+
+
+@pytest.mark.parametrize("loss", scheduled_losses(), ids=lambda loss: loss.__name__)
+def test_a_number_on_a_schedule_takes_two_graphs(device: torch.device, loss: Callable[..., Tensor]) -> None:
+    """One for a number that may not change, one for all that follow, on both sides of 1/30, below which the shift of
+    the exponentials is no constant. The interpreter, which is slow, is given every fourth."""
+    torch.compiler.reset()
+    counting = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counting)
+    learnt = torch.tensor(0.4, device=device, requires_grad=True)
+    inputs = [*inputs_of(device), learnt]
+    for step in range(0, 20, 1 if backend() == "cpp" else 4):
+        number = 0.5 * 0.8**step
+        value, expected = compiled(*inputs, number), loss(*inputs, number)
+        assert torch.equal(value, expected)
+        gradients, theirs = (torch.autograd.grad(each, inputs, materialize_grads=True) for each in (value, expected))
+        assert all(map(torch.equal, gradients, theirs))
+    assert counting.frame_count == 2
+
+
+def test_a_number_that_stays_is_in_the_graph(device: torch.device) -> None:
+    """And no tensor on the CPU, for which a CUDA graph of the compiler's would be given up."""
+    codes: list[str] = []
+
+    def keep(module: torch.fx.GraphModule, _inputs: object) -> Any:
+        codes.append(module.code)
+        return module.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(functional.nt_xent, fullgraph=True, backend=keep)
+    a, b = inputs_of(device, count=2)
+    for temperature in (0.25, 0.25, 0.2):
+        compiled(a, b, temperature)
+    constant, changing = codes
+    assert "0.25" in constant and "float64" not in constant and "float64" in changing
+
+
+@pytest.mark.parametrize("name", library.LOSSES)
+def test_no_cuda_graph_of_the_compilers_keeps_a_number_that_changes(name: str) -> None:
+    for operator in (getattr(ops, name), getattr(ops, f"{name}_backward")):
+        assert torch.Tag.cudagraph_unsafe in operator.numbers.tags
+        assert torch.Tag.cudagraph_unsafe not in operator.default.tags
+
+
+@pytest.mark.gpu
+def test_a_number_on_a_schedule_is_read_anew_beside_cuda_graphs_of_the_compilers(
+    choose: Callable[[str], torch.device],
+) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(functional.nt_xent, fullgraph=True, mode="reduce-overhead")
+    inputs = inputs_of(choose("gpu"), count=2)
+    for step in range(12):
+        value, expected = compiled(*inputs, 0.5 * 0.8**step), functional.nt_xent(*inputs, 0.5 * 0.8**step)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "words"),
+    [
+        ("temperature", -0.1, "temperature must be finite and above 0, got -0.1"),
+        ("temperature", 1e-31, "temperature must be at least 1e-30, got 1e-31"),
+        ("temperature", float("nan"), "temperature must be finite, got nan (float)"),
+        ("kd_temperature", 0.0, "kd_temperature must be finite and above 0, got 0.0"),
+        ("kd_weight", float("inf"), "kd_weight must be finite, got inf (float)"),
+    ],
+)
+def test_a_wrong_number_on_a_schedule_is_refused_as_without_the_compiler(
+    cpp_device: torch.device, name: str, wrong: float, words: str
+) -> None:
+    inputs = inputs_of(cpp_device)
+
+    def loss(a: Tensor, b: Tensor, c: Tensor, d: Tensor, number: float) -> Tensor:
+        return functional.dogo_loss((a, b), (c, d), **{name: number}).loss
+
+    with pytest.raises(ValueError, match=re.escape(words)):
+        loss(*inputs, wrong)
+    for whole, error in ((True, Unsupported), (False, ValueError)):
+        torch.compiler.reset()
+        compiled = torch.compile(loss, fullgraph=whole, backend="aot_eager")
+        for number in (0.5, 0.4, 0.3):
+            compiled(*inputs, number)
+        with pytest.raises(error, match=re.escape(words)):
+            compiled(*inputs, wrong)
+        assert torch.equal(compiled(*inputs, 0.2), loss(*inputs, 0.2))
 
 
 @pytest.mark.parametrize("loss", compiled_losses()[:3], ids=lambda loss: loss.__name__)

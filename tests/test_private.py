@@ -80,6 +80,18 @@ def test_a_marked_function_is_a_constant_to_the_compiler() -> None:
     assert [int(twice(torch.tensor(n))) for n in (2, 3)] == [14, 21] and calls == [7], SEEN
 
 
+def test_a_number_that_was_seen_to_change_is_no_constant_to_the_compiler() -> None:
+    def compiler(_module: torch.fx.GraphModule, _inputs: object) -> Any:
+        return lambda *inputs: inputs[:1]
+
+    def told(x: torch.Tensor, number: float) -> tuple[torch.Tensor, bool]:
+        return x + number, private.is_constant(number)
+
+    compiled = torch.compile(told, fullgraph=True, backend=compiler)
+    said = [compiled(torch.ones(()), number)[1] for number in (0.5, 0.25, 0.125)]
+    assert said == [True, False, False], SEEN
+
+
 def test_only_tensors_of_a_tree_are_mapped() -> None:
     tree = {"a": [torch.ones(()), 2], "b": (3.0, None)}
     assert private.tree_map_only(torch.Tensor, lambda x: x + 1, tree) == {"a": [2, 2], "b": (3.0, None)}, SEEN

@@ -11,6 +11,10 @@ A temperature travels as ``Tensor? name_tensor, float name``: the tensor when th
 they are on a GPU; on a CPU float32 products, which are more exact, stand in for 16-bit ones that would be slower.
 ``backend`` names what computes: a module with ``Problem``, ``allocate_saved``, ``forward`` and ``backward``, as
 triton_backend.py and cpp_backend.py have them (``Backend``). ``saved`` is what the backward reads besides.
+
+Both have an overload, NAME.numbers, that takes a float64 tensor on the CPU besides, in place of every ``float`` of the
+temperatures and settings, in their order: torch.compile makes a graph for each value of a number that an operator is
+given, and one for all of a tensor. (An optional argument would cost every call in eager mode some 5 µs.)
 """
 
 import functools
@@ -25,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dogo_fast import kernels
+from dogo_fast import kernels, private
 from dogo_fast.ops.backend import AUTOCAST_DEVICES
 from dogo_fast.ops.problem import Gradients, Pair, Temperature
 
@@ -103,7 +107,10 @@ class Loss:
         _refuse_forward_mode(self.name, backend, *views, *temperatures)
         travelling = [part for temperature in temperatures for part in _split(temperature)]
         operator = getattr(torch.ops.dogo_fast, self.name)
-        outputs = operator(*views, *travelling, *settings, _product(views[0]), backend + _LAYOUT)
+        arguments = (*travelling, *settings, _product(views[0]), backend + _LAYOUT)
+        if torch.compiler.is_compiling():
+            arguments = _gather_numbers(arguments)
+        outputs = operator(*views, *arguments)
         values: tuple[Tensor, ...] = outputs[: len(self.values)]
         return values
 
@@ -112,8 +119,8 @@ class Loss:
         return tuple(name for pair in self.pairs for name in pair)
 
     @property
-    def schemas(self) -> tuple[str, str]:
-        """Of the operator and of its backward.
+    def schemas(self) -> tuple[tuple[str, str], ...]:
+        """Of the operator and of its backward, and of the overloads of both.
 
         The backward is given the inputs for their shapes and dtypes, and so that a second derivative, which it refuses,
         is found in the graph; their values are not read.
@@ -125,9 +132,12 @@ class Loss:
         values = ", ".join(f"Tensor {name}" for name in self.values)
         upstream = ", ".join(f"Tensor? upstream_{name}" for name in self.values)
         gradients = ", ".join(f"Tensor gradient_{name}" for name in (*self.views, *self.temperatures))
-        return (
-            f"{self.name}({given}) -> ({values}, {saved})",
-            f"{self.name}_backward({upstream}, {saved}, {given}) -> ({gradients})",
+        return tuple(
+            (
+                f"{self.name}{overload}({given}{more}) -> ({values}, {saved})",
+                f"{self.name}_backward{overload}({upstream}, {saved}, {given}{more}) -> ({gradients})",
+            )
+            for overload, more in (("", ""), (".numbers", ", Tensor numbers"))
         )
 
 
@@ -163,6 +173,19 @@ def _split(temperature: float | Tensor) -> tuple[Tensor | None, float]:
     return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
 
 
+def _gather_numbers(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An operator's arguments, or its overload's where torch.compile was seen to be given another number than before.
+
+    It takes a number for a variable only where all that is made of it is arithmetic with tensors.
+    """
+    numbers = [each for each in arguments if isinstance(each, float)]
+    if all(map(private.is_constant, numbers)):
+        return arguments
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    placeholders = (1.0 if isinstance(each, float) else each for each in arguments)
+    return *placeholders, torch.stack([number * one for number in numbers])
+
+
 def _product(tensor: Tensor) -> str:
     """The dtype in which float32 rows are to be multiplied here and now: autocast's, else their own."""
     kind = tensor.device.type
@@ -194,17 +217,23 @@ def _name(backend: str) -> str:
 
 
 def _take_apart(loss: Loss, arguments: tuple[Any, ...], fake: bool) -> Call:
-    """Of an operator's arguments: views, temperatures, settings, product, backend."""
+    """Of an operator's arguments: views, temperatures, settings, product, backend, numbers."""
     given = iter(arguments)
     pairs = tuple((next(given), next(given)) for _ in loss.pairs)
     temperatures = tuple(Temperature(next(given), next(given)) for _ in loss.temperatures)
-    *settings, product, backend = given
+    settings = tuple(next(given) for _ in loss.settings)
+    product, backend = next(given), next(given)
+    numbers: Tensor | None = next(given, None)
+    if numbers is not None and not fake:
+        read = iter(numbers.tolist())
+        temperatures = tuple(Temperature(tensor, next(read)) for tensor, _ in temperatures)
+        settings = tuple(next(read) if isinstance(each, float) else each for each in settings)
     first, second = pairs[0]
     shapes = tuple((view.shape[1], view.dtype) for view, _ in pairs)
     remembered = not fake and all(temperature.tensor is None for temperature in temperatures)
     pose = _pose if remembered else _pose.__wrapped__  # sizes may be symbolic, and a tensor is not to be held
     computed_by, problem = pose(
-        loss, _name(backend), product, first.shape[0], second.shape[0], shapes, temperatures, tuple(settings)
+        loss, _name(backend), product, first.shape[0], second.shape[0], shapes, temperatures, settings
     )
     return Call(computed_by, problem, pairs)
 
@@ -293,7 +322,7 @@ def _asked_for(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
 
 
 def _remember_backend(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.backend = _name(inputs[-1])
+    ctx.backend = _name(next(each for each in reversed(inputs) if isinstance(each, str)))
 
 
 def _refuse_second_derivative(loss: Loss, ctx: Any, *_: Any) -> Any:
@@ -305,17 +334,19 @@ def _refuse_second_derivative(loss: Loss, ctx: Any, *_: Any) -> Any:
 
 def register(loss: Loss) -> Loss:
     """Define torch.ops.dogo_fast.NAME and NAME_backward."""
-    names = (loss.name, f"{loss.name}_backward")
-    for name, schema, function in zip(names, loss.schemas, (forward, backward), strict=True):
-        _library.define(schema)
-        for key in ("CUDA", "CPU"):
-            _library.impl(name, functools.partial(function, loss), key)
-        fake = functools.partial(function, loss, fake=True)
-        torch.library.register_fake(f"dogo_fast::{name}", fake, lib=_library)
     autograd: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
         (functools.partial(_differentiate, loss), functools.partial(_keep, loss)),
         (functools.partial(_refuse_second_derivative, loss), _remember_backend),
     )
-    for name, (differentiate, setup_context) in zip(names, autograd, strict=True):
-        torch.library.register_autograd(f"dogo_fast::{name}", differentiate, setup_context=setup_context, lib=_library)
+    for schemas in loss.schemas:
+        for schema, function, (differentiate, setup_context) in zip(
+            schemas, (forward, backward), autograd, strict=True
+        ):
+            name = f"dogo_fast::{schema.partition('(')[0]}"
+            # a CUDA graph that captured the overload would go on with the numbers of then
+            _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,) if name.endswith(".numbers") else ())
+            for key in ("CUDA", "CPU"):
+                _library.impl(name, functools.partial(function, loss), key)
+            torch.library.register_fake(name, functools.partial(function, loss, fake=True), lib=_library)
+            torch.library.register_autograd(name, differentiate, setup_context=setup_context, lib=_library)
     return loss
