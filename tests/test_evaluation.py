@@ -1,12 +1,20 @@
 """k-NN and linear probe agree with scikit-learn; features come from the complete split in evaluation mode."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from forms import examples
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dogo_fast.data import DataSet, Split
 from dogo_fast.evaluation import (
@@ -14,6 +22,7 @@ from dogo_fast.evaluation import (
     evaluate_features,
     evaluate_untrained,
     extract_features,
+    knn,
     knn_accuracy,
     linear_accuracy,
 )
@@ -44,6 +53,107 @@ def test_knn_weighs_the_nearer_neighbour_more():
     # e^(1/0.1) against 2 e^(0.6/0.1): the one at hand wins; with T = 1 the two others do. k = 20 is capped at 3.
     assert knn_accuracy(train, labels, query, torch.tensor([1])) == 1.0
     assert knn_accuracy(train, labels, query, torch.tensor([1]), temperature=1.0) == 0.0
+
+
+def votes_in_float64(
+    train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], k: int, T: float
+):
+    """Accuracy by the formula in plain float64, all cosines at once; and how near each row's two best labels came."""
+    keys, rows = (F.normalize(features.double(), dim=1) for features, _ in (train, test))
+    cosines, nearest = (rows @ keys.T).topk(min(k, len(keys)), dim=1)
+    weights = ((cosines - cosines.amax(dim=1, keepdim=True)) / T).exp()
+    known = train[1].unique()
+    votes = torch.stack([(weights * (train[1][nearest] == label)).sum(dim=1) for label in known], dim=1)
+    best = votes.topk(min(2, len(known)), dim=1).values
+    margin = best[:, 0] - best[:, -1] if len(known) > 1 else torch.ones(len(rows))
+    return known[votes.argmax(dim=1)], margin
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    labels=st.lists(st.one_of(st.integers(0, 4), st.sampled_from([7, 3_000_007, -5, 2**62])), min_size=1, max_size=6),
+    T=st.sampled_from([0.005, 0.01, 0.07, 0.1, 1.0, 100.0]),
+    k=st.sampled_from([1, 5, 20, 200]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    scale=st.sampled_from([1e-3, 1.0, 100.0]),
+)
+def test_votes_are_those_of_float64_for_any_labels_dtype_and_temperature(
+    seed: int, labels: list[int], T: float, k: int, dtype: torch.dtype, scale: float
+):
+    source = torch.Generator().manual_seed(seed)
+    chosen = torch.tensor(labels)
+    sets = []
+    for count in (60, 40):
+        features = (scale * torch.randn(count, 6, generator=source, dtype=torch.float64)).to(dtype)
+        sets.append((features, chosen[torch.randint(0, len(chosen), (count,), generator=source)]))
+    train, test = sets
+    winners, margin = votes_in_float64(train, test, k, T)
+    clear = margin > 1e-4 / T  # 2 float32 roundings of a cosine, over T
+    assume(bool(clear.any()))
+    picked = test[0][clear], test[1][clear]
+    expected = (winners[clear] == picked[1]).double().mean().item()
+    assert knn_accuracy(*train, *picked, neighbours=k, temperature=T) == pytest.approx(expected, abs=1e-12)
+
+
+def test_training_rows_in_tiles_are_those_in_one(monkeypatch: pytest.MonkeyPatch):
+    train, test = overlapping_clusters(400, 1), overlapping_clusters(300, 2)
+    whole = [knn_accuracy(*train, *test, neighbours=k) for k in (1, 20, 300)]
+    for tile in (7, 64, 399):
+        monkeypatch.setattr(knn, "KEYS", tile)
+        monkeypatch.setattr(knn, "QUERIES", 11)
+        assert [knn_accuracy(*train, *test, neighbours=k) for k in (1, 20, 300)] == whole
+
+
+def test_no_more_than_a_tile_of_cosines_is_held(monkeypatch: pytest.MonkeyPatch):
+    """5 GB at ImageNet's size, before; labels with gaps took as much."""
+    made: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            made.extend(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+            return result
+
+    monkeypatch.setattr(knn, "KEYS", 50)
+    monkeypatch.setattr(knn, "QUERIES", 10)
+    train, test = (torch.randn(1000, 4), torch.arange(1000) * 3_000_007), (torch.randn(100, 4), torch.arange(100))
+    with Watching():
+        knn_accuracy(*train, *test, neighbours=5)
+    assert max(made) <= max(10 * 50, 1000 * 4)
+
+
+@pytest.mark.parametrize("score", [knn_accuracy, linear_accuracy])
+def test_a_label_that_no_training_row_has_is_never_right(score: Callable[..., float]):
+    train, test = overlapping_clusters(300, 1), overlapping_clusters(300, 2)
+    gaps = torch.tensor([7, 3_000_007, -1, 12, 2**61])
+    with_gaps = (test[0], gaps[test[1]])
+    assert score(train[0], gaps[train[1]], *with_gaps) == score(*train, *test)
+    unknown = torch.where(test[1] == 0, 99, test[1])
+    right_elsewhere = score(*train, test[0][test[1] != 0], test[1][test[1] != 0])
+    assert score(*train, test[0], unknown) == pytest.approx(right_elsewhere * float((test[1] != 0).float().mean()))
+
+
+@pytest.mark.parametrize("score", [knn_accuracy, linear_accuracy])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda a, b, c, d: (a.clone().index_fill_(0, torch.tensor([3]), torch.nan), b, c, d),
+            "train_features .* 1 of 50",
+        ),
+        (lambda a, b, c, d: (a, b, c / 0, d), "test_features must be finite, got 30 of 30 rows with NaN or infinity"),
+        (lambda a, b, c, d: (a, b[:4], c, d), r"train_features and train_labels must be .* got \(50, 12\) and \(4,\)"),
+        (lambda a, b, c, d: (a, b, c[:0], d[:0]), r"test_features and test_labels must be .* N > 0, got \(0, 12\)"),
+        (lambda a, b, c, d: (a, b.float(), c, d), r"train_labels must be whole numbers, got torch\.float32"),
+    ],
+)
+def test_features_that_cannot_be_scored_are_refused(
+    score: Callable[..., float], change: Callable[..., tuple[torch.Tensor, ...]], message: str
+):
+    arguments = change(*overlapping_clusters(50, 1), *overlapping_clusters(30, 2))
+    with pytest.raises(ValueError, match=message):
+        score(*arguments)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 100.0])

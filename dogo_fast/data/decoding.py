@@ -168,7 +168,7 @@ def explain_dead_workers(items: Iterator[Item]) -> Iterator[Item]:
         raised = str(error).strip().rpartition("\n")[2]  # of a worker's traceback the last line
         raise UserError(
             f"a worker process that decodes images died ({raised or type(error).__name__}): if it ran out of memory "
-            "or of /dev/shm, of which Docker gives 64 MB unless told otherwise (--shm-size), fewer `workers`, a smaller "
+            "or of /dev/shm, of which Docker gives 64 MB unless told otherwise (--shm-size), fewer `workers`, smaller "
             "`batch_size` or `decode_size` need less"
         ) from None
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dogo_fast.evaluation.checks import check_rows, widened
+
 ITERATIONS = 200
 
 
@@ -22,25 +24,30 @@ def linear_accuracy(
 
     Args:
         train_features, test_features: [N, F] and [M, F].
-        train_labels, test_labels: int64 [N] and [M], from 0.
+        train_labels, test_labels: int64 [N] and [M], any numbers; a label that no training row has is never right.
         penalty: of the squared weights, the bias excepted.
 
     Returns:
         the accuracy, 0 … 1.
+
+    Raises:
+        ValueError: no rows, not a label a row, or rows that are not finite.
     """
+    check_rows(train=(train_features, train_labels), test=(test_features, test_labels))
+    train_features, test_features = widened(train_features), widened(test_features)
+    known, numbers = train_labels.unique(return_inverse=True)
     mean, deviation = train_features.mean(dim=0), train_features.std(dim=0, correction=0)
     scale = torch.where(deviation > 0, deviation, 1)
     rows = (train_features - mean) / scale
-    classes = int(train_labels.max()) + 1
-    weight = torch.zeros(classes, rows.shape[1], dtype=rows.dtype, device=rows.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=rows.dtype, device=rows.device, requires_grad=True)
+    weight = torch.zeros(len(known), rows.shape[1], dtype=rows.dtype, device=rows.device, requires_grad=True)
+    bias = torch.zeros(len(known), dtype=rows.dtype, device=rows.device, requires_grad=True)
     optimiser = torch.optim.LBFGS(
         [weight, bias], max_iter=ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
 
     def objective() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(F.linear(rows, weight, bias), train_labels)
+        loss = F.cross_entropy(F.linear(rows, weight, bias), numbers)
         loss = loss + penalty / (2 * len(rows)) * weight.square().sum()
         loss.backward()
         return loss
@@ -48,4 +55,5 @@ def linear_accuracy(
     optimiser.step(objective)
     with torch.no_grad():
         predictions = F.linear((test_features - mean) / scale, weight, bias).argmax(dim=1)
-    return (predictions == test_labels).sum().item() / len(test_labels)
+    right = int((known[predictions] == test_labels).sum())
+    return right / len(test_labels)
