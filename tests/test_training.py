@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -1075,3 +1077,41 @@ def test_other_images_of_the_same_number_and_size_are_not_gone_on_with():
     other = (pixels().int() + 1).clamp(max=255).to(torch.uint8)
     with pytest.raises(UserError, match="got others of the same number and size"):
         Trainer(("small", "small"), other, trainer_of().config).load_state(state)
+
+
+@pytest.mark.parametrize("size", ["2", "16"])
+def test_one_process_of_several_is_refused(size: str, monkeypatch: pytest.MonkeyPatch):
+    """As torchrun starts them: each would train on a loss of its own batch alone."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    for start in (trainer_of, lambda: pretrain(PretrainConfig(device="cpu"))):
+        with pytest.raises(UserError, match=rf"several processes is not supported yet, got a world size of {size}"):
+            start()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    trainer_of()
+
+
+def test_several_processes_are_refused_whoever_started_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    with pytest.raises(UserError, match="got a world size of 3"):
+        trainer_of()
+
+
+def test_two_runs_that_are_the_same_leave_the_same_files(tmp_path: Path):
+    """safetensors writes its metadata in the order of a hash that each process has anew."""
+    program = (
+        "import sys, torch\n"
+        "from dogo_fast.training import Trainer\n"
+        "images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))\n"
+        "Trainer(('small', 'small'), images, epochs=1, batch_size=16, device='cpu', out=sys.argv[1]).fit()\n"
+    )
+    for name in ("one", "two", "three"):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True, capture_output=True)
+    for path in sorted((tmp_path / "one").glob("*.safetensors")):
+        content = path.read_bytes()
+        assert all((tmp_path / name / path.name).read_bytes() == content for name in ("two", "three")), path.name
+        with safe_open(path, "pt") as file:
+            assert list(file.metadata()) and file.metadata()["backbone"] == "small"
+            assert set(load_file(path)) == set(file.keys())
+    assert len(list((tmp_path / "one").glob("*.safetensors"))) == 4

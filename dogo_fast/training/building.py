@@ -1,5 +1,6 @@
 """What a trainer is built of: its images, their views, the peers, their optimisers, and the step of them all."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dogo_fast.data import DataSet, Images, ImageSource, Pictures
+from dogo_fast.errors import UserError
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
 from dogo_fast.training.config import PRECISIONS, PretrainConfig
@@ -19,6 +21,20 @@ VIEWS = 4
 """Two of each peer."""
 SMALL_PHOTOGRAPH = 64
 """Pixels: larger images get SimCLR's recipe for ImageNet, with blur, the others that for CIFAR-10."""
+
+
+def refuse_several_processes() -> None:
+    """Raises UserError where this is one process of several, as torchrun starts them: each would train on its own part
+    of a batch, by a loss of that alone."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    count = int(started) if started.isdecimal() else 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+    if count > 1:
+        raise UserError(
+            f"training in several processes is not supported yet, got a world size of {count}: start one process "
+            "(without torchrun, or with --nproc-per-node 1)"
+        )
 
 
 def as_data_set(data: Images | DataSet | ImageSource) -> DataSet:

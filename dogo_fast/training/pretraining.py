@@ -13,6 +13,7 @@ from torch import nn
 from dogo_fast.data import DataSet, load_data_set
 from dogo_fast.errors import RunInterrupted, UserError
 from dogo_fast.evaluation import Scores, evaluate_features, evaluate_untrained
+from dogo_fast.training.building import refuse_several_processes
 from dogo_fast.training.config import PretrainConfig, resolve_device
 from dogo_fast.training.interrupt import ending_at_once
 from dogo_fast.training.progress import folder_of
@@ -37,6 +38,7 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, ...]:
         DivergedError: a loss that is not finite; the checkpoints and metrics from before are kept.
         RunInterrupted: SIGTERM or SIGINT; in training, the step was finished and everything is saved.
     """
+    refuse_several_processes()
     resolve_device(config.device)  # before the data are read: that may take long
     if folder_of(config) is None and config.resume != "auto":
         config = config.model_copy(update={"out": new_folder(config)})

@@ -120,7 +120,18 @@ class RunFolder:
                     key: value.detach().cpu().clone() for key, value in weights.items() if torch.is_tensor(value)
                 }
                 tensors = {key: value.contiguous() for key, value in tensors.items()}
-                write_atomically(self.path / f"peer_{number}{suffix}.safetensors", save(tensors, metadata))
+                write_atomically(self.path / f"peer_{number}{suffix}.safetensors", in_order(save(tensors, metadata)))
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: safetensors writes them in an order of chance, and two runs that are
+    the same would leave different files. The header is JSON after its length, eight bytes."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def run_settings(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from dogo_fast.errors import RunInterrupted
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
-from dogo_fast.training.building import as_data_set, build_step
+from dogo_fast.training.building import as_data_set, build_step, refuse_several_processes
 from dogo_fast.training.config import FROM_PYTHON, PretrainConfig
 from dogo_fast.training.interrupt import Interrupt
 from dogo_fast.training.log import Logger, check_installed, open_loggers, progress_bar
@@ -57,6 +57,7 @@ class Trainer:
         config: PretrainConfig | None = None,
         **options: Any,
     ) -> None:
+        refuse_several_processes()
         if len(backbones) != 2:
             raise ValueError(f"backbones must be two, got {len(backbones)}")
         if config is not None and options:
