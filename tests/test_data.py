@@ -1,12 +1,16 @@
 """Data sets hold the right pixels and labels, and damaged or missing files are named."""
 
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forms import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits as load_sklearn_digits
 from torchvision.transforms import RandomResizedCrop
@@ -309,15 +313,92 @@ def test_folder_of_classes_reads_classes_in_order_of_name_and_the_validation_ima
         load_data_set("folder", tmp_path)
 
 
-def test_folder_without_train_has_classes_only_where_no_image_lies_beside_them(tmp_path: Path):
-    save(tmp_path / "b" / "1.png", 2)
-    save(tmp_path / "a" / "1.png", 1)
-    data = load_data_set("folder", tmp_path)
-    assert data.class_names == ("a", "b") and data.train.labels.tolist() == [0, 1] and data.test is None
+def test_a_few_images_beside_class_folders_are_left_out_and_said_and_as_many_as_a_class_are_refused(tmp_path: Path):
+    for number, name in enumerate(("b/1", "b/2", "a/1", "a/2", "a/3")):
+        save(tmp_path / f"{name}.png", number)
     save(tmp_path / "aa.png", 7)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "readme.md").write_text("no image")
     data = load_data_set("folder", tmp_path)
-    assert (data.train, data.test, data.class_names) == (None, None, ())
-    assert values(data.pretraining) == [1, 7, 2]
+    assert data.class_names == ("a", "b") and data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.test is None
+    assert values(data.pretraining) == [2, 3, 4, 0, 1]
+    assert data.notes == (
+        f"5 images in {tmp_path}: 2 classes",
+        "1 file of another kind left out: readme.md",
+        f"1 folder without images in {tmp_path}: c",
+        "1 image beside the class folders left out: aa.png",
+    )
+    save(tmp_path / "ab.png", 7)
+    with pytest.raises(UserError, match=r"got 2 images beside 2 folders of images in .*, of which the smallest has 2"):
+        load_data_set("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train/a", "train/b", "val/a", "validation/a"], r"one folder of test images, got val, validation in"),
+        (["train/a", "train/b", "Training/a"], r"or one train folder .*, got Training, train in"),
+        (["train/a", "train/b", "cats"], r"got train beside cats in"),
+        (["val/a", "val/b"], r"one train folder with its test folders alone, got val in"),
+        (["cats", "dogs", "Test"], r"got Test beside cats, dogs in"),
+        (["cats/train", "cats/test", "dogs/train"], r"got classes that hold them, cats, dogs, in"),
+        (["train/a", "train/b", "val/A"], r"the classes in .*val must be among those in .*train, got A"),
+    ],
+)
+def test_a_layout_that_may_mean_several_things_is_refused(tmp_path: Path, folders: list[str], message: str):
+    for folder in folders:
+        save(tmp_path / folder / "1.png", 1)
+        save(tmp_path / folder / "2.png", 1)
+    with pytest.raises(UserError, match=message):
+        load_data_set("folder", tmp_path)
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(data=st.data())
+def test_a_layout_that_people_have_is_read_as_what_it_is_and_all_that_is_left_out_is_said(data: st.DataObject):
+    """A truth is drawn, written down as one of the usual trees, and read; nothing else may come out of it."""
+    train_name = data.draw(st.sampled_from(["train", "Train", "TRAINING", "trn", None]))
+    test_name = data.draw(st.sampled_from(["val", "Val", "validation", "VALID", "test", "Testing", "dev", None]))
+    names = data.draw(st.lists(st.sampled_from(["a", "b", "Cat", "cat x", "0", "10", "é"]), unique=True, min_size=2))
+    labelled, wrapped, strays, empty = (data.draw(st.booleans()) for _ in range(4))
+    with tempfile.TemporaryDirectory() as scratch:
+        top = Path(scratch) / "data" / "inner" if wrapped and train_name else Path(scratch) / "data"
+        root = top / train_name if train_name else top
+        count = 0
+        expected, expected_test = [], []
+        for label, name in enumerate(sorted(names)):
+            for number in range(data.draw(st.integers(2, 4))):
+                below = data.draw(st.sampled_from(["", "deep/"])) if labelled else ""
+                save(root / (f"{name}/{below}{number}.png" if labelled else f"{count}.png"), count % 250)
+                expected.append((count % 250, label))
+                count += 1
+            if train_name and test_name:
+                save(top / test_name / name / "x.PNG", 251)
+                expected_test.append((251, label))
+        (root / ".hidden").mkdir()
+        save(root / ".hidden" / "1.png", 9)
+        save(root / "__MACOSX" / "1.png", 9)
+        if strays and labelled:
+            save(root / "stray.png", 9)
+        if empty:
+            (root / "nothing").mkdir()
+        found = load_data_set("folder", Path(scratch) / "data")
+        said = " ".join(found.notes)
+    assert sorted(values(found.pretraining)) == sorted(value for value, _ in expected)
+    assert f"{len(expected)} images in {root}" in said
+    if labelled:
+        assert sorted(zip(values(found.train.images), found.train.labels.tolist(), strict=True)) == sorted(expected)
+        assert found.class_names == tuple(sorted(names)) and ("stray.png" in said) == strays
+    else:
+        assert found.train is None and found.test is None and "no labels" in said
+    if labelled and expected_test:
+        assert list(zip(values(found.test.images), found.test.labels.tolist(), strict=True)) == expected_test
+        assert f"{len(names)} test images in {top / test_name}" in said
+    elif expected_test:
+        assert f"{len(names)} images in {top / test_name} left out" in said
+    else:
+        assert found.test is None
+    assert ("nothing" in said) == empty and (f"read from {top}" in said) == (wrapped and train_name is not None)
 
 
 def test_folder_follows_links_but_not_in_circles(tmp_path: Path):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dogo_fast.data import DataSet, Split
+from dogo_fast.errors import UserError
 from dogo_fast.evaluation import (
     calibrate_batch_norm,
     evaluate_features,
@@ -231,3 +232,27 @@ def test_untrained_scores_are_those_of_a_calibrated_copy():
 def test_a_data_set_without_labels_cannot_be_evaluated():
     with pytest.raises(ValueError, match="data must have labelled training and test images, random has not"):
         evaluate_features(small_network(), data_of(random_split(20, 1)))
+
+
+def test_images_without_a_label_are_left_out_of_the_scores_wherever_they_are():
+    train, test = random_split(60, 1), random_split(40, 2)
+    hidden = [
+        Split(part.images, part.labels.clone().index_fill_(0, torch.tensor([0, 7, 30]), -1)) for part in (train, test)
+    ]
+    kept = [Split(part.images[part.labels >= 0], part.labels[part.labels >= 0]) for part in hidden]
+    network = small_network()
+    whole, partly = (evaluate_features(network, data_of(*parts)) for parts in (kept, hidden))
+    assert whole == partly
+    with pytest.raises(UserError, match="features of random cannot be scored: test_features and test_labels must be"):
+        evaluate_features(network, data_of(train, Split(test.images, torch.full((40,), -1))))
+
+
+def test_features_that_are_not_finite_are_one_clear_error():
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(dim=(2, 3)).log() * torch.nan
+
+    with pytest.raises(
+        UserError, match="features of random cannot be scored: train_features must be finite, got 60 of 60"
+    ):
+        evaluate_features(Broken(), data_of(random_split(60, 1), random_split(40, 2)))

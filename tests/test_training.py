@@ -34,6 +34,7 @@ from dogo_fast.pictures import Pictures
 from dogo_fast.training import PretrainConfig, Trainer, pretrain
 from dogo_fast.training.checkpoint import CheckpointError, load_checkpoint
 from dogo_fast.training.config import resolve_device
+from dogo_fast.training.interrupt import ending_at_once
 from dogo_fast.training.metrics import EpochMetrics
 from dogo_fast.training.options import starting_point
 from dogo_fast.training.run_folder import RunFolder
@@ -1115,3 +1116,13 @@ def test_two_runs_that_are_the_same_leave_the_same_files(tmp_path: Path):
             assert list(file.metadata()) and file.metadata()["backbone"] == "small"
             assert set(load_file(path)) == set(file.keys())
     assert len(list((tmp_path / "one").glob("*.safetensors"))) == 4
+
+
+def test_a_signal_that_a_library_makes_an_error_of_its_own_of_is_still_a_signal():
+    """As pydantic does while it writes the configuration."""
+    with pytest.raises(RunInterrupted, match=r"stopped by SIGTERM.*again"), ending_at_once("again"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except BaseException as error:
+            raise ValueError("wrapped") from error

@@ -40,7 +40,8 @@ class DataSet:
     ``train`` and ``test`` are None where there are no labels. ``mean`` and ``deviation`` are those of the channels, in
     [0, 1], to normalise by. ``view_size`` is the side of the views, pixels; 0 stands for that of the images if a sample
     of 16 are all squares of the same size up to 224, else 224. ``photographs`` says whether they are no such squares;
-    then evaluation sees the middle of each, as torchvision's for ImageNet.
+    then evaluation sees the middle of each, as torchvision's for ImageNet. ``notes``: what a folder was understood as,
+    and what was left out. A label below 0 is none: such images are trained on, and left out of the scores.
     """
 
     name: str
@@ -52,6 +53,7 @@ class DataSet:
     deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
     view_size: int = 0
     photographs: bool | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.view_size or self.photographs is None:

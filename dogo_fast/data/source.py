@@ -3,12 +3,13 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from dogo_fast.data.pixels import decode, open_file, shrink
 from dogo_fast.errors import DamagedImageError, UserError
@@ -18,10 +19,14 @@ LOG = logging.getLogger("dogo_fast")
 
 IMAGE_KEYS = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "category", "coarse_label")
-LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
-"""Where torchvision's data sets keep all labels, so that none needs an image decoded."""
-SAMPLE_ATTRIBUTES = ("samples", "_samples")
-"""The same for those that keep pairs of a path and a label."""
+KNOWN = {
+    "DatasetFolder": "samples",
+    **dict.fromkeys(("CIFAR10", "MNIST", "USPS"), "targets"),
+    **dict.fromkeys(("SVHN", "STL10"), "labels"),
+    **dict.fromkeys(("Food101", "DTD", "Flowers102", "FGVCAircraft", "SUN397"), "_labels"),
+    **dict.fromkeys(("GTSRB", "StanfordCars", "Imagenette"), "_samples"),
+}
+"""Of torchvision's classes that say what an item is, the attribute that its label is taken from."""
 TRIES = 100
 """Items looked at for one that is not damaged, to learn how a data set is laid out."""
 
@@ -115,20 +120,32 @@ class MapSource(ImageSource):
             Images as ``pixels.decode`` takes them.
         image_key, label_key: where they are in a dictionary; found if they have a usual name.
 
-    ``first`` is the number of the first item that can be read. ``labels`` is None where items have none, where they
-    are negative or missing (a hidden test split) and, with a warning, where they are not whole numbers.
+        labels: int64 [N], what the labels are; None to take the items' own.
+
+    ``first`` is the number of the first item that can be read. Labels are what ``data_set[i]`` returns, -1 where one is
+    missing; None where all are (a hidden test split), where items have none, and, with a warning, where they are not
+    whole numbers.
 
     Raises:
         UserError: no key is one of an image, a key that is not there, or not one of the first 100 items can be read.
     """
 
-    def __init__(self, data_set: Any, *, image_key: str | None = None, label_key: str | None = None) -> None:
+    def __init__(
+        self,
+        data_set: Any,
+        *,
+        image_key: str | None = None,
+        label_key: str | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
         self.data_set = data_set
         self.first, item = self._first_item()
         keys = [str(key) for key in item] if isinstance(item, Mapping) else []
         self.image_key = _find_key(keys, image_key, IMAGE_KEYS, "image") if keys else None
         self.label_key = _find_key(keys, label_key, LABEL_KEYS, "label") if keys else None
-        self.labels = self._read_labels(item)
+        if labels is not None and (labels.shape != (len(self),) or labels.dtype != torch.int64):
+            raise UserError(f"labels must be int64 [{len(self)}], got {labels.dtype} {tuple(labels.shape)}")
+        self.labels = self._read_labels(item) if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.data_set)
@@ -161,36 +178,53 @@ class MapSource(ImageSource):
 
     def _read_labels(self, item: Any) -> Tensor | None:
         label = self._parts(item)[1]
-        if label is None:
-            return None
-        if not _is_whole(label):
+        if label is not None and not _is_whole(label):
             LOG.warning("labels of type %s are not whole numbers: the images count as unlabelled", type(label).__name__)
             return None
-        for labels in self._candidates():
-            # the attribute counts only if it says what the items say
-            if labels is not None and len(labels) == len(self) and labels[self.first] == int(label):
-                break
-        else:
+        if label is None and not isinstance(item, Mapping | tuple | list):
+            return None  # bare images
+        if isinstance(item, Mapping) and self.label_key is None:
+            return None
+        if not isinstance(item, Mapping) and len(item) < 2:
+            return None
+        labels = known_labels(self.data_set, self.label_key)
+        if labels is None:
+            LOG.info("reading the labels of %d items one by one: MapSource(data_set, labels=...) saves that", len(self))
             labels = np.array([self._label(index) for index in range(len(self))], dtype=np.int64)
-        return torch.from_numpy(labels) if labels.min() >= 0 else None
-
-    def _candidates(self) -> Iterator[np.ndarray[Any, np.dtype[np.int64]] | None]:
-        """All labels at once, from where they may be kept."""
-        if self.label_key is not None and hasattr(self.data_set, "column_names"):
-            yield _whole_array(self.data_set[self.label_key])
-        for attribute in LABEL_ATTRIBUTES:
-            yield _whole_array(getattr(self.data_set, attribute, None))
-        for attribute in SAMPLE_ATTRIBUTES:
-            samples = getattr(self.data_set, attribute, None)
-            if isinstance(samples, list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in samples):
-                yield _whole_array([pair[1] for pair in samples])
+        return torch.from_numpy(labels) if labels.max(initial=-1) >= 0 else None
 
     def _label(self, index: int) -> int:
+        """-1 for one that is missing."""
         try:
             label = self._parts(self.data_set[index])[1]
         except Exception:
-            return 0  # a damaged image: it is never read, so neither is its label
-        return -1 if label is None else int(label)
+            return -1  # a damaged image: it is never read, so neither is its label
+        return int(label) if label is not None and _is_whole(label) else -1
+
+
+def known_labels(data_set: Any, key: str | None) -> "np.ndarray[Any, np.dtype[np.int64]] | None":
+    """All labels without the images, where they are certain to be those of ``data_set[i]``: of classes whose
+    ``__getitem__`` is a known one, with no transform that could change a label. Else None."""
+    kind = type(data_set)
+    if kind is Subset:
+        labels = known_labels(data_set.dataset, key)
+        return None if labels is None else labels[np.asarray(data_set.indices, dtype=np.int64)]
+    if kind is ConcatDataset:
+        parts = [known_labels(part, key) for part in data_set.datasets]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
+    module = getattr(getattr(kind, "__getitem__", None), "__module__", "")
+    if module.startswith("datasets.") and key is not None and data_set.format["type"] != "custom":
+        return _whole_array(data_set[key])
+    changes = [getattr(data_set, "target_transform", None)]
+    both: Any = getattr(data_set, "transforms", None)  # of image and label together, unless it is torchvision's of each
+    changes += [both.target_transform if type(both).__name__ == "StandardTransform" else both]
+    if not module.startswith("torchvision.datasets.") or any(change is not None for change in changes):
+        return None
+    name = KNOWN.get(kind.__getitem__.__qualname__.partition(".")[0], "")
+    values = getattr(data_set, name, None)
+    labels = _whole_array([pair[1] for pair in values or ()] if name.endswith("samples") else values)
+    return labels if labels is not None and len(labels) == len(data_set) else None
 
 
 def _find_key(keys: list[str], given: str | None, usual: tuple[str, ...], what: str) -> str | None:

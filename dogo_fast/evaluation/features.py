@@ -30,11 +30,11 @@ def prepare(pictures: Pictures, data: DataSet) -> Tensor:
 def extract_features(
     backbone: nn.Module, part: Split | ImageSource, data: DataSet, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Features of all images of a part of a data set, in evaluation mode, which is put back afterwards.
+    """Features of all labelled images of a part of a data set, in evaluation mode, which is put back afterwards.
 
     Args:
         backbone: maps images [B, 3, H, W] to features [B, F].
-        part: labelled images; of a source, those that are damaged are left out.
+        part: images and their labels, of which those below 0 are none; of a source, damaged ones are left out.
         data: the data set, whose mean and deviation normalise them.
         workers: processes that decode a source.
 
@@ -52,7 +52,9 @@ def extract_features(
     backbone.train(training)
     assert part.labels is not None
     rows = torch.cat(features)
-    return rows, part.labels[torch.cat(numbers).to(part.labels.device)].to(rows.device)
+    labels = part.labels[torch.cat(numbers).to(part.labels.device)].to(rows.device)
+    labelled = labels >= 0
+    return rows[labelled], labels[labelled]
 
 
 @torch.no_grad()

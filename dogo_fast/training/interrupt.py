@@ -62,6 +62,11 @@ def ending_at_once(how_to_go_on: str) -> Iterator[None]:
     before = listen(end) if threading.current_thread() is threading.main_thread() else {}
     try:
         yield
+    except Exception as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, RunInterrupted):
+            raise cause from None  # a library has made an error of its own of it, as pydantic does
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -91,9 +91,19 @@ def announce(trainer: Trainer, folder: RunFolder) -> None:
         f"{data.name}: {data.image_count} training{test} images; peers {','.join(config.peers)} on {config.device} "
         f"in {config.precision}; results in {folder.path}"
     )
+    for note in (*data.notes, *unlabelled(data)):
+        print(f"{data.name}: {note}")
     if trainer.resumed_from is not None:
         print(f"resumed from {trainer.resumed_from}: {trainer.steps} steps done")
     sys.stdout.flush()
+
+
+def unlabelled(data: DataSet) -> Iterator[str]:
+    """A line for each split that has labels, but not for all its images."""
+    for name, split in (("training", data.train), ("test", data.test)):
+        missing = 0 if split is None or split.labels is None else int((split.labels < 0).sum())
+        if split is not None and missing:
+            yield f"{missing} of {len(split)} {name} images have no label and are left out of the scores"
 
 
 def _untrained_scores(trainer: Trainer) -> list[Scores | None]:
