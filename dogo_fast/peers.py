@@ -6,7 +6,8 @@ stem for images under 100 px is ours. ``small`` is a compact network of ours tha
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -104,10 +105,21 @@ def build_peer(backbone: str | nn.Module, image_size: int, seed: int, number: in
     Raises:
         ValueError: a backbone that does not map [2, 3, image_size, image_size] to [2, features].
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _float32_by_default():
         torch.manual_seed(derive_seed(seed, f"peer {number}"))
         network = build_backbone(backbone, image_size) if isinstance(backbone, str) else backbone
         return Peer(network, count_features(network, image_size), method).to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """New networks are float32 whatever torch.set_default_dtype says: precision is an option of training."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def build_backbone(name: str, image_size: int) -> nn.Module:
@@ -125,7 +137,11 @@ def build_backbone(name: str, image_size: int) -> nn.Module:
     if name.startswith(TIMM):
         import timm
 
-        network: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0)
+        options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+        try:  # a vision transformer's positions are made for one size
+            network: nn.Module = timm.create_model(name.removeprefix(TIMM), **options, img_size=image_size)
+        except TypeError:
+            network = timm.create_model(name.removeprefix(TIMM), **options)
         return network
     return BACKBONES[name](image_size < SMALL_IMAGE)
 

@@ -1,9 +1,12 @@
 """Data sets hold the right pixels and labels, and damaged or missing files are named."""
 
 import logging
+import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +81,45 @@ def test_cifar10_reads_planes_rows_and_labels_of_every_file(cifar_folder: Path, 
     assert data.test.images[3, 1, 31, 30] == 5 + 40 + 62 + 30
     assert data.train.labels.tolist() == [(number + record) % 10 for number in range(5) for record in range(4)]
     assert data.test.labels.tolist() == [5, 6, 7, 8]
+
+
+def python_version(folder: Path, part: Any, names: list[str], key: str, files: dict[str, slice]) -> None:
+    """As published: dictionaries of bytes, pickled; here in the newest protocol, too."""
+    folder.mkdir()
+    for number, (name, rows) in enumerate(files.items()):
+        content = {b"data": part.images[rows].flatten(1).numpy(), key.encode(): part.labels[rows].tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=number % 6))
+
+
+def test_cifar10_in_its_python_version_is_the_binary_one(cifar_folder: Path, tmp_path: Path):
+    data = load_data_set("cifar10", cifar_folder)
+    folder = tmp_path / "python" / "cifar-10-batches-py"
+    folder.parent.mkdir()
+    files = {f"data_batch_{number + 1}": slice(4 * number, 4 * number + 4) for number in range(5)}
+    python_version(folder, data.train, NAMES, "labels", files)
+    content = {b"data": data.test.images.flatten(1).numpy(), b"labels": data.test.labels.tolist()}
+    (folder / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [name.encode() for name in NAMES]}, protocol=2))
+    for directory in (folder, folder.parent):
+        found = load_data_set("cifar10", directory)
+        assert torch.equal(found.train.images, data.train.images) and torch.equal(found.test.images, data.test.images)
+        assert torch.equal(found.train.labels, data.train.labels) and found.class_names == data.class_names
+    (folder / "test_batch").write_bytes(pickle.dumps({b"data": os.system}))
+    with pytest.raises(UserError, match=r"test_batch is damaged \(it names posix\.system\)"):
+        load_data_set("cifar10", folder)
+
+
+def test_cifar100_in_its_python_version_has_the_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cifar100, "TRAIN_RECORDS", 3)
+    monkeypatch.setattr(cifar100, "TEST_RECORDS", 3)
+    part = Split(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([99, 0, 42]))
+    folder = tmp_path / "cifar-100-python"
+    python_version(folder, part, NAMES, "fine_labels", {"train": slice(0, 3), "test": slice(0, 3)})
+    names = {b"fine_label_names": [b"class_%d" % number for number in range(100)]}
+    (folder / "meta").write_bytes(pickle.dumps(names))
+    data = load_data_set("cifar100", tmp_path)
+    assert torch.equal(data.train.images, part.images) and data.test.labels.tolist() == [99, 0, 42]
+    assert data.class_names[42] == "class_42"
 
 
 def test_cifar10_names_a_truncated_file_with_its_published_size(tmp_path: Path):

@@ -129,3 +129,10 @@ def test_small_network_halves_the_map_three_times():
             x = layer(x)
         assert x.shape == (2, 256, 4, 4)
         torch.testing.assert_close(backbone(images), x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "timm:resnet10t"])
+def test_a_network_of_timm_takes_views_of_another_size_than_its_own(name: str):
+    """A vision transformer's positions are made for one size."""
+    peer = build_peer(name, 64, 0, 1)
+    assert peer(torch.zeros(2, 3, 64, 64)).projections.shape[0] == 2

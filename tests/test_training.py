@@ -234,7 +234,9 @@ SHARED = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
 
 def test_data_of_another_kind_is_refused_by_name():
-    with pytest.raises(TypeError, match="data must be a tensor, Pictures, a DataSet or an ImageSource, got ndarray"):
+    with pytest.raises(TypeError, match=r"got list: wrap it, dogo_fast\.data\.MapSource\(data\)"):
+        Trainer(("small", "small"), [(pixels()[0], 0)], **QUICK)
+    with pytest.raises(TypeError, match=r"data must be a tensor, Pictures, a DataSet or an ImageSource, got ndarray$"):
         Trainer(("small", "small"), pixels().numpy(), **QUICK)
 
 
@@ -902,6 +904,27 @@ def test_a_folder_that_is_no_run_s_or_another_run_s_is_left_alone(tmp_path: Path
     ):
         trainer_of(out=tmp_path / "run", resume="auto", seed=7).fit()
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_second_run_into_a_folder_with_checkpoints_is_told_what_differs_and_what_to_do(tmp_path: Path):
+    trainer_of(out=tmp_path / "run").fit()
+    with pytest.raises(
+        UserError,
+        match=r"`batch_size` must be 16, as in .*, which has checkpoints, got 8; go on with it by `resume`.*another",
+    ):
+        trainer_of(out=tmp_path / "run", batch_size=8).fit()
+
+
+def test_a_trainer_under_a_default_dtype_of_float64_trains_float32_networks(monkeypatch: pytest.MonkeyPatch):
+    expected = trainer_of(epochs=1).fit()
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = trainer_of(epochs=1)
+        rows = trainer.fit()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for peer in trainer.peers for parameter in peer.parameters()} == {torch.float32}
+    assert rows[0]["loss"] == expected[0]["loss"]
 
 
 def test_two_trainers_that_found_the_same_empty_folder_do_not_both_write_into_it(tmp_path: Path):

@@ -44,7 +44,11 @@ def as_data_set(data: Images | DataSet | ImageSource) -> DataSet:
         TypeError, ValueError: anything else, or a tensor that is not uint8 [N, 3, H, W].
     """
     if not isinstance(data, Tensor | Pictures | DataSet | ImageSource):
-        raise TypeError(f"data must be a tensor, Pictures, a DataSet or an ImageSource, got {type(data).__name__}")
+        by_number = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        hint = ": wrap it, dogo_fast.data.MapSource(data)" if by_number and not hasattr(data, "shape") else ""
+        raise TypeError(
+            f"data must be a tensor, Pictures, a DataSet or an ImageSource, got {type(data).__name__}{hint}"
+        )
     if isinstance(data, Tensor) and (data.dtype != torch.uint8 or data.dim() != 4 or data.shape[1] != 3):
         raise ValueError(f"data must be images uint8 [N, 3, H, W], got {data.dtype} {tuple(data.shape)}")
     data = data if isinstance(data, DataSet) else DataSet("images", data, None, None, ())

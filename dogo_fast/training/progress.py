@@ -110,7 +110,11 @@ class Progress:
             raise UserError("`out` must be given to write to, got none")
         settings = run_settings(out)
         if settings is not None and self.resumed_from is None:
-            self.check_settings(settings, f"in the run that `out` names, {out}, which has no checkpoint")
+            where = "which has checkpoints" if self._looked_at else "which has no checkpoint"
+            advice = "; go on with it by `resume` auto and its settings, or choose another `out`" * bool(
+                self._looked_at
+            )
+            self.check_settings(settings, f"in the run that `out` names, {out}, {where}", advice)
         source = None if self.resumed_from is None else run_of(self.resumed_from)
         same = source is not None and source.resolve() == out.resolve()
         starting = self.config.resume == "auto" and self.resumed_from is None
@@ -136,7 +140,7 @@ class Progress:
 
     # ------------------------------------------------------------------------------------- what must be the same
 
-    def check_settings(self, saved: dict[str, Any], where: str) -> None:
+    def check_settings(self, saved: dict[str, Any], where: str, advice: str = "") -> None:
         """Refuse settings other than the saved ones, which would change the trajectory.
 
         Raises:
@@ -145,7 +149,7 @@ class Progress:
         for key, value in self.config.model_dump(mode="json").items():
             if key not in FREE_ON_RESUME and value != saved.get(key):
                 told = self._whose_checkpoint(key, value)
-                raise UserError(f"`{key}` must be {saved.get(key)!r}, as {where}, got {value!r}{told}")
+                raise UserError(f"`{key}` must be {saved.get(key)!r}, as {where}, got {value!r}{told}{advice}")
 
     def _whose_checkpoint(self, key: str, value: Any) -> str:
         """The file that a setting does not fit; where it lies beside another run's files, what to do."""

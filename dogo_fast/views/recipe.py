@@ -67,7 +67,7 @@ class ViewRecipe:
         ]
 
 
-_NATURAL_CROP = {"crop_area": (0.2, 1.0), "crop_ratio": (3 / 4, 4 / 3), "flip": 0.5}
+_NATURAL_CROP = {"crop_area": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "flip": 0.5}
 _CIFAR_COLOUR = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.2}
 _SIMCLR_COLOUR = {"jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "grayscale": 0.2}
 
