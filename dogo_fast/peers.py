@@ -57,6 +57,11 @@ class Peer(nn.Module):
         self.projector = _simclr_head(features) if method == "simclr" else _simsiam_projector(features)
         self.predictor = None if method == "simclr" else _simsiam_predictor()
 
+    @property
+    def projection_width(self) -> int:
+        """Columns of the projections."""
+        return PROJECTION_WIDTH if self.predictor is None else SIMSIAM_WIDTH
+
     def forward(self, images: Tensor) -> PeerOutput:
         """Normalised images [2N, 3, H, W] to projections and predictions; the losses normalise those."""
         projections = self.projector(self.backbone(images))

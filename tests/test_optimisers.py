@@ -119,3 +119,21 @@ def test_warm_up_rises_linearly_to_one_and_the_cosine_falls_to_zero():
     assert all(later < earlier for earlier, later in pairwise(factors[10:]))
     assert [learning_rate_factor(step, 100, 0, "constant") for step in (0, 50, 99)] == [1.0] * 3
     assert learning_rate_factor(99, 100, 100, "cosine") == 1.0
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_biases_and_norms_decay_only_where_all_do(name: str, decay_all: bool):
+    """Without gradients of the loss only the decay moves a weight."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    before = {key: value.detach().clone() for key, value in module.named_parameters()}
+    options = {"learning_rate": 0.1, "weight_decay": 0.5, "momentum": 0.9, "device": torch.device("cpu")}
+    optimiser = build_optimiser(name, module.parameters(), decay_all=decay_all, **options)
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == 6
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    moved = {key for key, value in module.named_parameters() if not torch.equal(value, before[key])}
+    zero = {key for key, value in before.items() if not value.any()}
+    matrices = {"0.weight", "3.weight"}
+    assert moved == (set(before) - zero if decay_all and name != "lars" else matrices)

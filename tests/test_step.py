@@ -77,16 +77,18 @@ def by_hand(settings: StepSettings, kd_weight: float) -> tuple[list[Peer], list[
     """Three steps in the plainest PyTorch: each part after the other, torch's unfused optimiser."""
     step = build(kd_weight=kd_weight)
     peers = step.peers
-    optimisers = [
-        torch.optim.SGD(peer.parameters(), momentum=0.9, weight_decay=1e-3, fused=False, foreach=False)
-        for peer in peers
-    ]
+    optimisers = []
+    for peer in peers:
+        groups = [{"params": [p for p in peer.parameters() if (p.dim() > 1) == decays]} for decays in (True, False)]
+        groups[1]["weight_decay"] = 0.0  # biases and norms
+        optimisers.append(torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-3, fused=False, foreach=False))
     losses = []
     for number in range(3):
         batch = batch_of(step, number)
         for peer, optimiser in zip(peers, optimisers, strict=True):
             optimiser.zero_grad()
-            optimiser.param_groups[0]["lr"] = 0.01 * (1 + (peer is peers[1])) / (number + 1)
+            for group in optimiser.param_groups:
+                group["lr"] = 0.01 * (1 + (peer is peers[1])) / (number + 1)
         for rows in batch.indices.chunk(settings.accumulate):
             views = step.augmentation(images_of()[rows], rows)
             pairs = [peer(torch.cat([*views[2 * p : 2 * p + 2]])).projections.chunk(2) for p, peer in enumerate(peers)]
@@ -158,6 +160,20 @@ def test_a_meter_remembers_the_first_step_that_was_not_finite():
     train(step, 2, first=2)
     assert int(step.meters.step) == 4 and int(step.meters.first_bad) == 3
     assert not step.meters.bad_losses.isfinite().all()
+
+
+@pytest.mark.parametrize("backbone", ["small", "dropout"])
+def test_the_deviation_of_projections_is_that_of_float64(backbone: str):
+    step = build(backbone=backbone)
+    seen: list[Tensor] = []
+    for peer in step.peers:
+        peer.projector.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().double()))
+    train(step, 1)
+    rows = [projections / projections.norm(dim=1, keepdim=True) for projections in seen]
+    expected = [float(each.std(dim=0, correction=0).mean()) for each in rows]
+    measured = dict(zip(step.meters.names, step.meters.sums.tolist(), strict=True))
+    assert [measured["deviation_1"], measured["deviation_2"]] == pytest.approx(expected, rel=1e-5)
+    assert 0.2 < expected[0] * rows[0].shape[1] ** 0.5 < 1
 
 
 def test_without_distillation_each_peer_has_the_bits_of_training_alone():

@@ -927,6 +927,27 @@ def test_a_trainer_under_a_default_dtype_of_float64_trains_float32_networks(monk
     assert rows[0]["loss"] == expected[0]["loss"]
 
 
+def test_a_peer_that_collapses_is_said_once_and_seen_in_every_row(tmp_path: Path):
+    class Constant(nn.Module):
+        """What it maps images to hardly depends on them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.layer(torch.ones(len(images), 1)) + 0 * images.mean()
+
+    options = {**QUICK, "epochs": 3, "method": "simsiam", "out": tmp_path / "run"}
+    trainer = Trainer(("small", Constant()), pixels(), **options)
+    with pytest.warns(UserWarning, match=r"peer 2 has collapsed in epoch 1: .* and 1/√2048 = 0\.022 where") as warned:
+        rows = trainer.fit()
+    assert len([each for each in warned if "collapsed" in str(each.message)]) == 1
+    assert all(row["deviation_2"] < 1e-3 and row["deviation_1"] * 2048**0.5 > 0.3 for row in rows)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [float(row["deviation_1"]) for row in csv.DictReader(file)] == [row["deviation_1"] for row in rows]
+
+
 def test_two_trainers_that_found_the_same_empty_folder_do_not_both_write_into_it(tmp_path: Path):
     late, first = (trainer_of(out=tmp_path / "run", resume="auto", seed=seed) for seed in (5, 5))
     first.fit()

@@ -100,6 +100,7 @@ def build_step(config: PretrainConfig, data: DataSet, backbones: Sequence[str | 
             weight_decay=config.weight_decay[number],
             momentum=config.momentum[number],
             device=device,
+            decay_all=config.decay_all,
         )
         for number, peer in enumerate(peers)
     ]

@@ -126,7 +126,9 @@ class PretrainConfig(BaseModel):
     learning_rate: Rates = (1e-3, 1e-3)
     """Per peer, after the warm-up."""
     weight_decay: Decays = (1e-6, 1e-6)
-    """Per peer; LARS leaves biases and norms out."""
+    """Per peer; biases and norms do not decay."""
+    decay_all: bool = False
+    """Let biases and norms decay too, as the authors' code does; LARS never does."""
     momentum: Momenta = (0.9, 0.9)
     """Per peer, of SGD and LARS."""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -98,6 +98,7 @@ def build_optimiser(
     weight_decay: float,
     momentum: float,
     device: torch.device,
+    decay_all: bool = False,
 ) -> torch.optim.Optimizer:
     """An optimiser whose learning rate is a 0-d tensor on the device.
 
@@ -105,19 +106,26 @@ def build_optimiser(
         name: ``"adam"``, ``"adamw"``, ``"sgd"`` or ``"lars"``.
         parameters: of one peer, float32, on the device.
         momentum: of SGD and LARS.
+        decay_all: let biases and the parameters of norms, of one dimension or none, decay too; LARS never does.
 
     Raises:
         ValueError: another name.
     """
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in parameters:
+        (decaying if decay_all or name == "lars" or parameter.dim() > 1 else others).append(parameter)
+    both: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in both if group["params"]]
     rate = torch.tensor(learning_rate, dtype=torch.float32, device=device)
     options: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
     if name in ("adam", "adamw"):
         kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-        return kind(parameters, fused=True, capturable=device.type == "cuda", **options)
+        return kind(groups, fused=True, capturable=device.type == "cuda", **options)
     if name == "sgd":
-        return torch.optim.SGD(parameters, momentum=momentum, fused=True, **options)
+        return torch.optim.SGD(groups, momentum=momentum, fused=True, **options)
     if name == "lars":
-        return LARS(parameters, momentum=momentum, **options)
+        return LARS(decaying, momentum=momentum, **options)
     raise ValueError(f"name must be adam, adamw, sgd or lars, got {name!r}")
 
 

@@ -21,6 +21,7 @@ _AUTHORS = {
     "optimiser": "adam",
     "learning_rate": 3e-4,
     "weight_decay": 1e-6,
+    "decay_all": True,  # their optimiser is given all parameters
     "kd_weight": (100.0, 1.0),
     "kl_reduction": "mean",
     "schedule": "constant",
@@ -33,6 +34,7 @@ _SIMSIAM = {
     "optimiser": "sgd",
     "learning_rate": 0.06,
     "weight_decay": 5e-4,
+    "decay_all": True,  # as SimSiam's code
     "save_every": 100,
 }
 

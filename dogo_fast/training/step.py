@@ -22,6 +22,8 @@ from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import set_learning_rate
 from dogo_fast.views import Augmentation
 
+DEVIATIONS = ("deviation_1", "deviation_2")
+"""Metrics of each peer's projections, beside the losses."""
 WARM_UP = 3
 """Steps before a capture, in which libraries choose their algorithms; what they change is put back."""
 
@@ -36,6 +38,14 @@ def deterministic_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.deterministic = before
+
+
+def deviation(output: PeerOutput) -> Tensor:
+    """The standard deviation of normalised projections over the batch, the mean of all columns: 1/√D where they point
+    everywhere, 0 where the network has collapsed (SimSiam, arXiv 2011.10566, section 4.1)."""
+    with torch.no_grad():
+        rows = nn.functional.normalize(output.projections.detach().float(), dim=1)
+        return rows.std(dim=0, correction=0).mean()
 
 
 class Meters:
@@ -119,7 +129,7 @@ class TrainingStep:
         )
         """Of the present batch; on a GPU places that stay where they are, counted from a byte that does (``_load``)."""
         self._lent: Pictures | None = None
-        self.meters = Meters(objective.names, self.device)
+        self.meters = Meters((*objective.names, *DEVIATIONS), self.device)
         self.networks = [torch.compile(peer) if settings.compiled else peer for peer in self.peers]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.scaler.scale(torch.zeros((), device=self.device))  # its state exists from now on, for graph and checkpoint
@@ -143,14 +153,14 @@ class TrainingStep:
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         parts = self.settings.accumulate
-        total = torch.zeros(len(self.objective.names), device=self.device)
+        total = torch.zeros(len(self.meters.names), dtype=torch.float32, device=self.device)
         kept = []  # what one stream made and another reads lives until all streams have met
         for places, indices in zip(self.pictures.places.chunk(parts), self.indices.chunk(parts), strict=True):
             views = self.augmentation(Pictures(self.pictures.pixels, places), indices)
             outputs = self._forward(views)
             losses = self.objective(outputs)
             self.scaler.scale(losses[0] / parts).backward()
-            total += torch.stack(losses).detach() / parts
+            total += torch.stack([*losses, *map(deviation, outputs)]).detach() / parts
             kept.append((views, outputs))
         with self._side_by_side() as beside:
             for number, (peer, optimiser) in enumerate(zip(self.peers, self.optimisers, strict=True)):

@@ -1,7 +1,8 @@
 """The loop around the step: epochs and batches, saving at their boundaries, and an end at any moment without loss."""
 
 import shlex
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from dogo_fast.training.metrics import READ_EVERY, EpochMetrics, check_weights, 
 from dogo_fast.training.optimisers import learning_rate_factor
 from dogo_fast.training.progress import Progress, find_resumed, folder_of
 from dogo_fast.training.run_folder import RunFolder
+from dogo_fast.training.step import DEVIATIONS
+
+COLLAPSED = 0.1
+"""Of 1/√D, the standard deviation of projections that point everywhere."""
 
 
 class Trainer:
@@ -84,7 +89,7 @@ class Trainer:
         self.resumed_from = None if found is None else found[0]
         self.progress = Progress(self.config, self.data, self.step, self.resumed_from)
         self.asked_to_stop: str | None = None
-        self._capture_tried = False
+        self._capture_tried = self._warned = False
         self._folder: RunFolder | None = None
         self._saved_at = clock()
         if found is not None:
@@ -193,6 +198,7 @@ class Trainer:
             raise
         row = metrics.row(self._learning_rates(self.steps - metrics.steps))
         progress.history.append(row)
+        self._warn_of_collapse(row)
         progress.epoch, progress.position = progress.epoch + 1, 0
         for logger in loggers:  # first: what follows the checkpoint that a run goes on from is purged
             logger.write(row, self.steps)
@@ -214,10 +220,28 @@ class Trainer:
             if metrics.steps % (READ_EVERY if self.device.type == "cuda" else 1) == 0:
                 losses = metrics.read()
                 shown = " + ".join(f"{losses[f'loss_{number}']:.3f}" for number in range(1, len(self.peers) + 1))
-                bar.set_postfix_str(f"loss {shown}, data wait {metrics.wait_share():.0%}", refresh=False)
+                apart = " + ".join(f"{losses[name] * width**0.5:.0%}" for name, width in self._deviations())
+                wait = f"{metrics.wait_share():.0%}"
+                bar.set_postfix_str(f"loss {shown}, spread {apart}, data wait {wait}", refresh=False)
             if metrics.steps < len(self.loader):
                 self._between_batches(metrics, interrupt)
             start = clock()
+
+    def _deviations(self) -> Iterator[tuple[str, int]]:
+        """The metric that tells of a peer's collapse, and the columns of its projections."""
+        return ((name, peer.projection_width) for name, peer in zip(DEVIATIONS, self.peers, strict=True))
+
+    def _warn_of_collapse(self, row: dict[str, float]) -> None:
+        """Once, after an epoch in which a peer's projections were nearly the same for all images."""
+        for number, (name, width) in enumerate(self._deviations(), 1):
+            if row[name] * width**0.5 < COLLAPSED and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"peer {number} has collapsed in epoch {row['epoch']:.0f}: the standard deviation of its "
+                    f"normalised projections is {row[name]:.2g}, and 1/√{width} = {width**-0.5:.2g} where they point everywhere; "
+                    "a lower `learning_rate` or a larger `batch_size` may help",
+                    stacklevel=2,
+                )
 
     def _train_batch(self, batch: Batch) -> None:
         if self.device.type == "cuda" and self.config.graph and not self._capture_tried:
