@@ -81,8 +81,8 @@ def foreign_files(folder: Path) -> dict[str, Path]:
     files["pickle.pt"].write_bytes(pickle.dumps({"step": 1}))
     torch.save({"state_dict": {}}, files["other.pt"])
     torch.save({"format": checkpoint.FORMAT, "version": 99}, files["version.pt"])
-    torch.save({"format": checkpoint.FORMAT, "version": 1, **content(1), "peers": 3}, files["part.pt"])
-    torch.save({"format": checkpoint.FORMAT, "version": 1, "step": Evil()}, files["evil.pt"])
+    torch.save({"format": checkpoint.FORMAT, "version": 2, **content(1), "peers": 3}, files["part.pt"])
+    torch.save({"format": checkpoint.FORMAT, "version": 2, "step": Evil()}, files["evil.pt"])
     return files
 
 
@@ -92,7 +92,7 @@ def foreign_files(folder: Path) -> dict[str, Path]:
         ("text.pt", "is not a checkpoint, or only the beginning of one"),
         ("pickle.pt", "is not a checkpoint, or only the beginning of one"),
         ("other.pt", "is not a checkpoint of dogo_fast$"),
-        ("version.pt", "is a checkpoint of version 99, this dogo_fast reads version 1"),
+        ("version.pt", "is a checkpoint of version 99, this dogo_fast reads version 2"),
         ("part.pt", "is not a whole checkpoint: peers missing or of a wrong kind"),
         ("evil.pt", r"is not a checkpoint of dogo_fast \("),
     ],

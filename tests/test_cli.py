@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -210,7 +211,7 @@ def test_a_signal_ends_the_run_with_success_and_a_line_that_says_how_to_go_on(tm
         again.send_signal(signal.SIGINT)
         rest, errors = again.communicate(timeout=100)
     assert again.returncode == 0, errors
-    assert "small,small on cpu in float32" in lines[0] and str(run) in lines[0]
+    assert re.search("small,small on cpu in (float32|bfloat16)", lines[0]) and str(run) in lines[0]
     assert lines[1] == f"resumed from {path}: {done} steps done\n"
     assert "dogo-fast: stopped by SIGINT" in rest and "To go on: dogo-fast pretrain --resume" in rest
 

@@ -927,6 +927,72 @@ def test_a_trainer_under_a_default_dtype_of_float64_trains_float32_networks(monk
     assert rows[0]["loss"] == expected[0]["loss"]
 
 
+def test_a_run_starts_from_the_weights_of_another_with_a_schedule_of_its_own(tmp_path: Path):
+    first = trainer_of(out=tmp_path / "first", epochs=3)
+    first.fit()
+    ended = weights_of(first)
+    for path in (tmp_path / "first", max((tmp_path / "first" / "checkpoints").iterdir())):
+        second = trainer_of(start_from=path, epochs=2, seed=9, learning_rate=0.002, warmup_epochs=1)
+        assert same(weights_of(second), ended) and second.steps == 0 and second.history == []
+        rows = second.fit()
+        assert [row["epoch"] for row in rows] == [1, 2] and rows[0]["learning_rate_1"] == pytest.approx(0.002 / 3)
+    with pytest.raises(
+        UserError, match=r"`start_from` must be a run of the same networks, .* peer 2 is small and does not"
+    ):
+        trainer_of(start_from=tmp_path / "first", peers=("small", "shufflenetv2"))
+    for nothing in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="`start_from` must be a run folder with checkpoints, or a checkpoint, got"):
+            trainer_of(start_from=nothing)
+
+
+def test_a_run_that_was_started_from_another_goes_on_from_its_own_checkpoint(tmp_path: Path):
+    trainer_of(out=tmp_path / "first").fit()
+    options = {"start_from": tmp_path / "first", "out": tmp_path / "second", "resume": "auto", "seed": 3, "epochs": 4}
+    half = trainer_of(**options)
+    half.fit(until=2)
+    rest, whole = trainer_of(**options), trainer_of(**{**options, "out": None, "resume": None})
+    assert rest.started_from is None and same(weights_of(rest), weights_of(half))
+    rest.fit()
+    whole.fit()
+    assert same(weights_of(rest), weights_of(whole))
+
+
+def test_a_finished_run_started_again_with_more_epochs_is_told_how(tmp_path: Path):
+    trainer_of(out=tmp_path / "run").fit()
+    with pytest.raises(
+        UserError, match=r"`epochs` must be 2, .* got 5: .* a schedule of 2 epochs; `start_from` begins"
+    ):
+        trainer_of(out=tmp_path / "run", resume="auto", epochs=5)
+
+
+@pytest.mark.parametrize(
+    ("pace", "expected"), [(0.4, "float32"), (1.2, "float32"), (1.3, "bfloat16"), (2.5, "bfloat16")]
+)
+def test_precision_auto_is_what_was_measured_and_the_first_line_says_it(
+    pace: float, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.setattr("dogo_fast.training.precision.pace_of_bfloat16", lambda: pace)
+    options = {"batch_size": 512, "epochs": 1, "device": "cpu", "evaluate": False, "resume": "auto", "out": tmp_path}
+    pretrain(PretrainConfig(**options))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"on cpu in {expected} (measured: " in first and f"{pace:.1f} ×" in first
+    monkeypatch.setattr("dogo_fast.training.precision.pace_of_bfloat16", lambda: 5 - pace)  # another machine
+    pretrain(PretrainConfig(**options))
+    assert f"on cpu in {expected}; results" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_pace_of_bfloat16_is_measured_once_and_leaves_random_numbers_alone():
+    from dogo_fast.training.precision import pace_of_bfloat16 as patched  # the fixture's
+
+    assert patched() == 0.5
+    program = (
+        "import torch\nfrom dogo_fast.training.precision import pace_of_bfloat16\ntorch.manual_seed(1)\n"
+        "before = torch.get_rng_state()\npace = pace_of_bfloat16()\n"
+        "assert 0.01 < pace < 100 and pace == pace_of_bfloat16() and torch.equal(before, torch.get_rng_state())"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_a_peer_that_collapses_is_said_once_and_seen_in_every_row(tmp_path: Path):
     class Constant(nn.Module):
         """What it maps images to hardly depends on them."""

@@ -18,7 +18,7 @@ from dogo_fast.atomic import write_atomically
 from dogo_fast.errors import UserError
 
 FORMAT = "dogo_fast checkpoint"
-VERSION = 1
+VERSION = 2
 FOLDER = "checkpoints"
 KEPT = 2
 CONTENT = {

@@ -19,6 +19,7 @@ from pydantic import (
 from dogo_fast.data import DATA_SETS, DECODE_SIZE, check_data_name
 from dogo_fast.errors import UserError
 from dogo_fast.peers import BACKBONES, METHODS, check_backbone_name
+from dogo_fast.training.precision import automatic_precision
 from dogo_fast.views import VIEW_RECIPES, ViewRecipe
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +39,7 @@ FREE_ON_RESUME = frozenset(
         "tensorboard",
         "wandb",
         "evaluate",
+        "start_from",
     )
 )
 """Options that do not change the trajectory: a resumed run may have others."""
@@ -153,6 +155,8 @@ class PretrainConfig(BaseModel):
     """Folder for the results, new or empty unless the run in it is resumed (default: runs/DATA-PEERS-TIME)."""
     resume: Annotated[str | None, Metavar("auto|PATH")] = None
     """auto: continue the run in `out` if there is one, else start it; PATH: continue from this checkpoint."""
+    start_from: Annotated[Path | None, Metavar("RUN")] = None
+    """Begin with both peers' weights, heads included, of another run (its folder, or a checkpoint); all else is new."""
     save_every: int = Field(0, ge=0)
     """Keep a checkpoint every so many epochs (0: only the last two steps saved, which are there in any case)."""
     save_minutes: float = Field(10.0, gt=0)
@@ -205,9 +209,9 @@ class PretrainConfig(BaseModel):
             UserError: a device that this machine does not have.
         """
         device = resolve_device(self.device)
-        precision = self.precision
+        precision = known.get("precision", self.precision)
         if precision == "auto":
-            precision = "bfloat16" if device.type == "cuda" else "float32"
+            precision, _ = automatic_precision(device)
         directory = None if self.data_dir is None else self.data_dir.absolute()
         found = {"device": str(device), "precision": precision, "data_dir": directory}
         return self.model_copy(update={**found, **known})

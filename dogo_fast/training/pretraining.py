@@ -89,12 +89,15 @@ def announce(trainer: Trainer, folder: RunFolder) -> None:
     test = f" and {len(data.test)} test" if data.test is not None else ""
     print(
         f"{data.name}: {data.image_count} training{test} images; peers {','.join(config.peers)} on {config.device} "
-        f"in {config.precision}; results in {folder.path}"
+        f"in {config.precision}{trainer.measured}; results in {folder.path}"
     )
     for note in (*data.notes, *unlabelled(data)):
         print(f"{data.name}: {note}")
     if trainer.resumed_from is not None:
-        print(f"resumed from {trainer.resumed_from}: {trainer.steps} steps done")
+        done = ", all of them" if trainer.progress.epoch > config.epochs else ""
+        print(f"resumed from {trainer.resumed_from}: {trainer.steps} steps done{done}")
+    if trainer.started_from is not None:
+        print(f"started from the weights in {trainer.started_from}")
     sys.stdout.flush()
 
 

@@ -3,7 +3,7 @@
 import copy
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dogo_fast.data import DataSet, Images, ImageSource
 from dogo_fast.errors import UserError
+from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
 from dogo_fast.private import tree_map_only
 from dogo_fast.training.checkpoint import FOLDER, CheckpointFolder, find_checkpoint, run_of
@@ -147,6 +148,10 @@ class Progress:
             UserError: it names the setting, ``where`` and the file.
         """
         for key, value in self.config.model_dump(mode="json").items():
+            if key == "epochs" and value != saved.get(key) and self.resumed_from is not None:
+                told = f": the learning rate follows a schedule of {saved.get(key)} epochs"
+                advice = "; `start_from` begins a new run with the weights of this one"
+                raise UserError(f"`{key}` must be {saved.get(key)!r}, as {where}, got {value!r}{told}{advice}")
             if key not in FREE_ON_RESUME and value != saved.get(key):
                 told = self._whose_checkpoint(key, value)
                 raise UserError(f"`{key}` must be {saved.get(key)!r}, as {where}, got {value!r}{told}{advice}")
@@ -195,6 +200,31 @@ def find_resumed(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
         hint = f", a checkpoint in a folder {FOLDER}" if path.is_dir() else ""
         raise UserError(f"`resume` must be auto or an existing file{hint}, got {path}")
     return find_checkpoint(None, path, warnings.warn)
+
+
+def start_from(path: Path, peers: Sequence[Peer], names: Sequence[str]) -> Path:
+    """Give both peers the weights, heads included, of a run's newest checkpoint, or of a checkpoint; returns which.
+
+    Raises:
+        UserError: no checkpoint there, or one of other networks.
+    """
+    found = find_checkpoint(path, None, warnings.warn) if path.is_dir() else None
+    if path.is_file():
+        found = find_checkpoint(None, path, warnings.warn)
+    if found is None:
+        raise UserError(f"`start_from` must be a run folder with checkpoints, or a checkpoint, got {path}")
+    checkpoint, state = found
+    for number, (peer, name, weights) in enumerate(zip(peers, names, state["peers"], strict=True), 1):
+        theirs = state["config"]["peers"][number - 1]
+        try:
+            peer.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"`start_from` must be a run of the same networks, got {path}, whose peer {number} is {theirs} and "
+                f"does not fit this run's {name} ({reason})"
+            ) from None
+    return checkpoint
 
 
 def folder_of(config: PretrainConfig) -> Path | None:

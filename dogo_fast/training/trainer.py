@@ -17,12 +17,13 @@ from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
 from dogo_fast.training.building import as_data_set, build_step, refuse_several_processes
-from dogo_fast.training.config import FROM_PYTHON, PretrainConfig
+from dogo_fast.training.config import FROM_PYTHON, PretrainConfig, resolve_device
 from dogo_fast.training.interrupt import Interrupt
 from dogo_fast.training.log import Logger, check_installed, open_loggers, progress_bar
 from dogo_fast.training.metrics import READ_EVERY, EpochMetrics, check_weights, clock
 from dogo_fast.training.optimisers import learning_rate_factor
-from dogo_fast.training.progress import Progress, find_resumed, folder_of
+from dogo_fast.training.precision import automatic_precision
+from dogo_fast.training.progress import Progress, find_resumed, folder_of, start_from
 from dogo_fast.training.run_folder import RunFolder
 from dogo_fast.training.step import DEVIATIONS
 
@@ -39,7 +40,7 @@ class Trainer:
         config: the settings; or give them as ``options``, the fields of ``PretrainConfig``, by name.
 
     Attributes: ``peers``, ``backbones`` (trained in place), ``history`` (a row of metrics per epoch), ``steps`` (done),
-    ``resumed_from`` (a checkpoint, or None).
+    ``resumed_from`` and ``started_from`` (a checkpoint, or None).
 
     Example::
 
@@ -70,7 +71,13 @@ class Trainer:
         given = config or PretrainConfig(**options)
         found = find_resumed(given)
         by_name = isinstance(data, DataSet) and data.name == given.data
+        saved = {} if found is None or given.precision != "auto" else {"precision": found[1]["config"]["precision"]}
+        self.measured = (
+            "" if given.precision != "auto" or saved else automatic_precision(resolve_device(given.device))[1]
+        )
+        """Why ``precision`` "auto" means what it does, for the first line of a run."""
         self._config = given.resolve(
+            **saved,
             out=folder_of(given),
             peers=tuple(name if isinstance(name, str) else type(name).__name__ for name in backbones),
             data=given.data if by_name else FROM_PYTHON,
@@ -92,8 +99,11 @@ class Trainer:
         self._capture_tried = self._warned = False
         self._folder: RunFolder | None = None
         self._saved_at = clock()
+        self.started_from: Path | None = None
         if found is not None:
             self.load_state(found[1])
+        elif self.config.start_from is not None:
+            self.started_from = start_from(self.config.start_from, self.peers, self.config.peers)
 
     @property
     def config(self) -> PretrainConfig:
@@ -238,8 +248,8 @@ class Trainer:
                 self._warned = True
                 warnings.warn(
                     f"peer {number} has collapsed in epoch {row['epoch']:.0f}: the standard deviation of its "
-                    f"normalised projections is {row[name]:.2g}, and 1/√{width} = {width**-0.5:.2g} where they point everywhere; "
-                    "a lower `learning_rate` or a larger `batch_size` may help",
+                    f"normalised projections is {row[name]:.2g}, and 1/√{width} = {width**-0.5:.2g} where they point "
+                    "everywhere; a lower `learning_rate` or a larger `batch_size` may help",
                     stacklevel=2,
                 )
 
