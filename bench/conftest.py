@@ -21,7 +21,7 @@ from dogo_fast.errors import UserError
 from . import grid as grids
 from . import machine
 
-ORDER = ("dogo_loss", "step", "augment", "pretraining", "nt_xent", "similarity_kl")
+ORDER = ("dogo_loss", "step", "augment", "pretraining", "nt_xent", "similarity_kl", "streaming")
 """The suites, what the project is for first: with --minutes the last ones may not have their turn."""
 PR_SET_PDEATHSIG = 1
 BEGAN = pytest.StashKey[float]()

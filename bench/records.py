@@ -142,6 +142,14 @@ class PretrainingInfo(RatedInfo):
         return f"{PLACES[self.device]}, two {self.backbone}, {self.images} images, batch {self.N}"
 
 
+class StreamingInfo(RatedInfo):
+    size: Count
+    images: Count
+
+    def __str__(self) -> str:
+        return f"{PLACES[self.device]}, {self.size} px, {self.images} photographs, batch {self.N}"
+
+
 def _kind(info: Any) -> str:
     return f"<{info.get('kind') if isinstance(info, dict) else info.kind}>"
 
@@ -151,7 +159,8 @@ class Benchmark(Part):
         Annotated[LossInfo, Tag("<loss>")]
         | Annotated[ViewsInfo, Tag("<views>")]
         | Annotated[StepInfo, Tag("<step>")]
-        | Annotated[PretrainingInfo, Tag("<pretraining>")],
+        | Annotated[PretrainingInfo, Tag("<pretraining>")]
+        | Annotated[StreamingInfo, Tag("<streaming>")],
         Discriminator(_kind),
     ]
 

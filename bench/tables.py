@@ -23,6 +23,7 @@ RATED: dict[type[records.RatedInfo], str] = {
     ViewsInfo: "Views",
     records.StepInfo: "Training steps",
     records.PretrainingInfo: "Pretraining, end to end",
+    records.StreamingInfo: "Photographs, from JPEG files to four views of each",
 }
 """Titles of the kinds of benchmarks that have a rate."""
 MISSING = "–"

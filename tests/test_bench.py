@@ -47,7 +47,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, str]:
 
 def test_the_suite_records_time_value_gradient_and_memory_together(smoke: tuple[Record, str]) -> None:
     record, _ = smoke
-    assert {info.kind for info in record.of(Info)} == {"loss", "views", "step", "pretraining"}
+    assert {info.kind for info in record.of(Info)} == {"loss", "views", "step", "pretraining", "streaming"}
     for info in record.of(Info):
         assert (info.kernels is not None) == (info.device == "cuda" and info.kind in ("loss", "views"))
     for info in record.of(LossInfo):
@@ -428,7 +428,7 @@ def test_every_suite_that_is_named_is_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_the_project_is_for_is_measured_first(smoke: tuple[Record, str]) -> None:
     kinds = [getattr(info, "loss", info.kind) for info in smoke[0].of(Info)]
-    assert kinds == ["dogo_loss", "step", "views", "pretraining", "nt_xent", "similarity_kl"]
+    assert kinds == ["dogo_loss", "step", "views", "pretraining", "nt_xent", "similarity_kl", "streaming"]
 
 
 def test_the_aims_have_what_the_machine_code_says() -> None:

@@ -20,7 +20,7 @@ from dogo_fast.commands.options import Minutes, Options, parse
 from dogo_fast.errors import StoppedBySignal, UserError
 from dogo_fast.training.config import Metavar
 
-Suite = Literal["dogo_loss", "nt_xent", "similarity_kl", "augment", "step", "pretraining"]
+Suite = Literal["dogo_loss", "nt_xent", "similarity_kl", "augment", "step", "pretraining", "streaming"]
 Grid = Literal["short", "check", "smoke"]
 NEEDED = ("pytest", "pytest_benchmark", "kornia")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -12,6 +12,7 @@ from dogo_fast.data.data_set import DataSet, Images, Split
 from dogo_fast.data.decoding import batches_in_order
 from dogo_fast.data.digits import load_digits
 from dogo_fast.data.folder import load_folder
+from dogo_fast.data.iterable import IterableLoader, IterableSource
 from dogo_fast.data.loader import Batch, ResidentLoader
 from dogo_fast.data.residence import RESIDENCES, settle
 from dogo_fast.data.source import DECODE_SIZE, FileSource, ImageSource, MapSource, PictureSource
@@ -31,6 +32,8 @@ __all__ = [
     "FileSource",
     "ImageSource",
     "Images",
+    "IterableLoader",
+    "IterableSource",
     "MapSource",
     "PictureSource",
     "Pictures",
@@ -115,9 +118,9 @@ def _load(name: str, directory: Path | None) -> DataSet:
 
 
 def make_loader(
-    images: Images | ImageSource, batch_size: int, seed: int, device: torch.device, workers: int
-) -> ResidentLoader | StreamingLoader:
-    """The loader of what is resident or of what streams; the order of the images is the same.
+    images: Images | ImageSource | IterableSource, batch_size: int, seed: int, device: torch.device, workers: int
+) -> ResidentLoader | StreamingLoader | IterableLoader:
+    """The loader of what is resident or of what streams; the order of the images is the same but for an iterable's.
 
     Args:
         images: uint8 [N, 3, H, W], pictures, or a source.
@@ -129,6 +132,8 @@ def make_loader(
     Raises:
         UserError: a batch size below 2 or above N.
     """
+    if isinstance(images, IterableSource):
+        return IterableLoader(images, batch_size, seed, device, workers)
     if isinstance(images, ImageSource):
         return StreamingLoader(images, batch_size, seed, device, workers)
     return ResidentLoader(images.to(device), batch_size, seed)

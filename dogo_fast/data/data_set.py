@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dogo_fast.data.iterable import IterableSource
 from dogo_fast.data.source import ImageSource, PictureSource
 from dogo_fast.pictures import Pictures
 
@@ -36,7 +37,8 @@ class DataSet:
     """Images to pretrain on, labelled ones to evaluate with, and what the labels mean.
 
     What is resident is a uint8 tensor [N, 3, H, W], ``Pictures`` of several sizes, or a ``Split`` of one of them; what
-    streams is an ``ImageSource``. Where the pretraining images are those of ``train``, both are the same object.
+    streams is an ``ImageSource``, or an ``IterableSource`` to pretrain on. Where the pretraining images are those of
+    ``train``, both are the same object.
     ``train`` and ``test`` are None where there are no labels. ``mean`` and ``deviation`` are those of the channels, in
     [0, 1], to normalise by. ``view_size`` is the side of the views, pixels; 0 stands for that of the images if a sample
     of 16 are all squares of the same size up to 224, else 224. ``photographs`` says whether they are no such squares;
@@ -45,7 +47,7 @@ class DataSet:
     """
 
     name: str
-    pretraining: Images | ImageSource
+    pretraining: Images | ImageSource | IterableSource
     train: Split | ImageSource | None
     test: Split | ImageSource | None
     class_names: tuple[str, ...]
@@ -69,28 +71,31 @@ class DataSet:
     def to(self, device: torch.device) -> "DataSet":
         """The same with what is resident on ``device``; what streams is left as it is."""
         pretraining = self.pretraining
-        if not isinstance(pretraining, ImageSource):
+        if not isinstance(pretraining, ImageSource | IterableSource):
             pretraining = pretraining.to(device)
 
         def move(part: Split | ImageSource | None) -> Split | ImageSource | None:
             if not isinstance(part, Split):
                 return part
-            if part.images is self.pretraining and not isinstance(pretraining, ImageSource):
+            if part.images is self.pretraining and not isinstance(pretraining, ImageSource | IterableSource):
                 return Split(pretraining, part.labels.to(device))
             return part.to(device)
 
         return replace(self, pretraining=pretraining, train=move(self.train), test=move(self.test))
 
 
-def own_side(images: Images | ImageSource) -> int | None:
+def own_side(images: Images | ImageSource | IterableSource) -> int | None:
     """The side of the images if a sample are all squares of the same size up to 224 pixels, else None."""
-    source = images if isinstance(images, ImageSource) else PictureSource(images)
-    count = min(SAMPLE, len(source))
-    sides = set()
-    for place in range(count):
-        try:
-            sides.add(tuple(source.decode(place * len(source) // count).shape[-2:]))
-        except Exception:  # a damaged image: it is named when it is read
-            continue
+    if isinstance(images, IterableSource):
+        sides = {tuple(image.shape[-2:]) for image in images.sample(SAMPLE)}
+    else:
+        source = images if isinstance(images, ImageSource) else PictureSource(images)
+        count = min(SAMPLE, len(source))
+        sides = set()
+        for place in range(count):
+            try:
+                sides.add(tuple(source.decode(place * len(source) // count).shape[-2:]))
+            except Exception:  # a damaged image: it is named when it is read
+                continue
     height, width = sides.pop() if len(sides) == 1 else (0, 0)
     return height if 0 < height == width <= LARGEST_OWN_SIZE else None

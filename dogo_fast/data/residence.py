@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dogo_fast.data.data_set import SAMPLE, DataSet, Images, Split
 from dogo_fast.data.decoding import decode_all
+from dogo_fast.data.iterable import IterableSource
 from dogo_fast.data.source import ImageSource, PictureSource
 from dogo_fast.errors import DamagedImageError, UserError
 
@@ -29,6 +30,7 @@ def settle(data: DataSet, decode_size: int, residence: str, workers: int) -> Dat
     Raises:
         UserError: more than 1 % of the images are damaged, or a worker died.
     """
+    assert not isinstance(data.pretraining, IterableSource)  # no data set by name is one
     train = None if data.train is None else _as_source(data.train, decode_size)
     test = None if data.test is None else _as_source(data.test, decode_size)
     shared = data.train is not None and (data.pretraining is data.train or data.pretraining is _images(data.train))

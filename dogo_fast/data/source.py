@@ -141,8 +141,8 @@ class MapSource(ImageSource):
         self.data_set = data_set
         self.first, item = self._first_item()
         keys = [str(key) for key in item] if isinstance(item, Mapping) else []
-        self.image_key = _find_key(keys, image_key, IMAGE_KEYS, "image") if keys else None
-        self.label_key = _find_key(keys, label_key, LABEL_KEYS, "label") if keys else None
+        self.image_key = find_key(keys, image_key, IMAGE_KEYS, "image") if keys else None
+        self.label_key = find_key(keys, label_key, LABEL_KEYS, "label") if keys else None
         if labels is not None and (labels.shape != (len(self),) or labels.dtype != torch.int64):
             raise UserError(f"labels must be int64 [{len(self)}], got {labels.dtype} {tuple(labels.shape)}")
         self.labels = self._read_labels(item) if labels is None else labels
@@ -227,7 +227,12 @@ def known_labels(data_set: Any, key: str | None) -> "np.ndarray[Any, np.dtype[np
     return labels if labels is not None and len(labels) == len(data_set) else None
 
 
-def _find_key(keys: list[str], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
+def find_key(keys: list[str], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
+    """The key that was given, or the first of the usual ones that there is.
+
+    Raises:
+        UserError: the one that was given is not there, or none of an image.
+    """
     if given is not None and given not in keys:
         raise UserError(f"the data set has no key {given!r} for the {what}, only {', '.join(keys)}")
     if given is not None:

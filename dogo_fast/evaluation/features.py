@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.data import DataSet, ImageSource, Pictures, Split, batches_in_order
+from dogo_fast.data import DataSet, ImageSource, IterableSource, Pictures, Split, batches_in_order
 from dogo_fast.data.pixels import scored_views
 
 BATCH = 512
@@ -81,7 +81,13 @@ def calibrate_batch_norm(backbone: nn.Module, data: DataSet, workers: int = 0) -
     backbone.train()
     count = min(data.image_count, CALIBRATION_IMAGES)
     parts = -(-count // BATCH)
-    batches = batches_in_order(data.pretraining, -(-count // parts), _device_of(backbone), workers)
+    images = data.pretraining
+    if isinstance(images, IterableSource):  # which would begin an epoch
+        assert data.train is not None
+        images = data.train.images if isinstance(data.train, Split) else data.train
+        count = min(len(images), CALIBRATION_IMAGES)
+        parts = -(-count // BATCH)
+    batches = batches_in_order(images, -(-count // parts), _device_of(backbone), workers)
     for batch, _ in itertools.islice(batches, parts):
         if len(batch) > 1:
             backbone(prepare(batch, data))

@@ -1,13 +1,13 @@
 """What a trainer is built of: its images, their views, the peers, their optimisers, and the step of them all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from dogo_fast.data import DataSet, Images, ImageSource, Pictures
+from dogo_fast.data import DataSet, Images, ImageSource, IterableSource, Pictures
 from dogo_fast.errors import UserError
 from dogo_fast.peers import Peer, build_peer
 from dogo_fast.philox import derive_seed
@@ -37,15 +37,18 @@ def refuse_several_processes() -> None:
         )
 
 
-def as_data_set(data: Images | DataSet | ImageSource) -> DataSet:
+def as_data_set(data: Images | DataSet | ImageSource | IterableSource) -> DataSet:
     """Images without labels as a data set; a data set's own, contiguous.
 
     Raises:
         TypeError, ValueError: anything else, or a tensor that is not uint8 [N, 3, H, W].
     """
-    if not isinstance(data, Tensor | Pictures | DataSet | ImageSource):
-        by_number = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-        hint = ": wrap it, dogo_fast.data.MapSource(data)" if by_number and not hasattr(data, "shape") else ""
+    if not isinstance(data, Tensor | Pictures | DataSet | ImageSource | IterableSource):
+        hint = ""
+        if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not hasattr(data, "shape"):
+            hint = ": wrap it, dogo_fast.data.MapSource(data)"
+        elif isinstance(data, Iterable):
+            hint = ": wrap it, dogo_fast.data.IterableSource(data, count)" if not hasattr(data, "shape") else ""
         raise TypeError(
             f"data must be a tensor, Pictures, a DataSet or an ImageSource, got {type(data).__name__}{hint}"
         )

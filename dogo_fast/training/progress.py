@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dogo_fast.data import DataSet, Images, ImageSource
+from dogo_fast.data import DataSet, Images, ImageSource, IterableSource
 from dogo_fast.errors import UserError
 from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
@@ -234,9 +234,9 @@ def folder_of(config: PretrainConfig) -> Path | None:
     return run_of(Path(config.resume))
 
 
-def fingerprint(images: Images | ImageSource) -> int | None:
+def fingerprint(images: Images | ImageSource | IterableSource) -> int | None:
     """A checksum of 64 resident images, evenly spread; None of images that stream, which would have to be decoded."""
-    if isinstance(images, ImageSource):
+    if isinstance(images, ImageSource | IterableSource):
         return None
     chosen = torch.linspace(0, len(images) - 1, min(64, len(images))).long().tolist()
     return zlib.crc32(b"".join(images[number].cpu().numpy().tobytes() for number in chosen))

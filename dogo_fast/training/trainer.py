@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dogo_fast.data import Batch, DataSet, Images, ImageSource, make_loader
+from dogo_fast.data import Batch, DataSet, Images, ImageSource, IterableSource, make_loader
 from dogo_fast.errors import RunInterrupted
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
@@ -59,7 +59,7 @@ class Trainer:
     def __init__(
         self,
         backbones: Sequence[str | nn.Module],
-        data: Images | DataSet | ImageSource,
+        data: Images | DataSet | ImageSource | IterableSource,
         config: PretrainConfig | None = None,
         **options: Any,
     ) -> None:
