@@ -34,9 +34,9 @@ class IterableSource:
         buffer: items, as they come, out of which the next one is drawn at random.
         decode_size: the shorter side that larger images are shrunk to, pixels.
 
-    Each epoch is a run of its own, after ``data_set.set_epoch(epoch)`` if there is such a method. To go on in the middle
-    of one, the items before are read again, not decoded: the images are the same if the data set gives them in the same
-    order each time it is iterated in an epoch.
+    Each epoch is a run of its own, after ``data_set.set_epoch(epoch)`` if there is such a method. To go on within one,
+    the items before are read again, not decoded: the images are the same if the data set gives them in the same order
+    each time it is iterated in an epoch.
 
     Raises:
         UserError: a count or a buffer below 1, an iterator, which could be run once only, or no key of an image.
