@@ -1,6 +1,7 @@
 """k-NN and linear probe agree with scikit-learn; features come from the complete split in evaluation mode."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,17 @@ import torch.nn.functional as F
 from forms import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.transforms.v2.functional import center_crop, resize
 
-from dogo_fast.data import DataSet, Split
+from dogo_fast.data import DataSet, Split, load_data_set
+from dogo_fast.data.pixels import decode, open_file
 from dogo_fast.errors import UserError
 from dogo_fast.evaluation import (
     calibrate_batch_norm,
@@ -256,3 +260,28 @@ def test_features_that_are_not_finite_are_one_clear_error():
         UserError, match="features of random cannot be scored: train_features must be finite, got 60 of 60"
     ):
         evaluate_features(Broken(), data_of(random_split(60, 1), random_split(40, 2)))
+
+
+def test_photographs_are_scored_alike_whether_they_reside_or_stream(tmp_path: Path):
+    """The middle of each, as torchvision's evaluation has it, of pictures that were shrunk to the same size."""
+    for number in range(12):
+        pixels = torch.randint(0, 256, (20 + 7 * number, 60 - 2 * number, 3), dtype=torch.uint8)
+        for split in ("train", "val"):
+            (tmp_path / split / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.numpy()).save(tmp_path / split / "ab"[number % 2] / f"{number}.png")
+    network = small_network()
+    found = []
+    for kept, workers in (("device", 0), ("stream", 0), ("stream", 2)):
+        data = load_data_set("folder", tmp_path, view_size=16, decode_size=40, residence=kept)
+        assert data.train is not None
+        found.append(extract_features(network, data.train, data, workers))
+    assert all(torch.equal(rows, found[0][0]) and torch.equal(labels, found[0][1]) for rows, labels in found[1:])
+    image = decode(open_file(str(tmp_path / "train" / "b" / "9.png")))  # the last, 83 × 42
+    shrunk = resize(image, [40], antialias=True).float()
+    expected = center_crop(resize(shrunk, [18], antialias=True), [16, 16]) / 255
+    mean, deviation = (torch.tensor(x)[:, None, None] for x in (data.mean, data.deviation))
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(((expected - mean) / deviation)[None])[0], found[0][0][-1], rtol=1e-4, atol=1e-4
+        )

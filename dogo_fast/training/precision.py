@@ -39,5 +39,5 @@ def automatic_precision(device: torch.device) -> tuple[str, str]:
         return "bfloat16", ""
     pace = pace_of_bfloat16()
     if pace >= FASTER:
-        return "bfloat16", f" (measured: {pace:.1f} × as fast as float32 here)"
-    return "float32", f" (measured: bfloat16 is {pace:.1f} × as fast here)"
+        return "bfloat16", f" ({pace:.1f} × float32's pace)"
+    return "float32", f" (bfloat16: {pace:.1f} × its pace)"
