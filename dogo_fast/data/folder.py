@@ -67,8 +67,9 @@ def read_layout(directory: Path) -> Layout:
     """
     notes: list[str] = []
     splits, others, loose = _splits_of(directory)
-    if not splits and not loose and len(others) == 1 and _splits_of(directory / others[0])[0]:
-        directory = directory / others[0]
+    filled = [name for name in others if list_images(directory / name)]
+    if not splits and not loose and len(filled) == 1 and _splits_of(directory / filled[0])[0]:
+        directory = directory / filled[0]
         notes.append(f"read from {directory}")
         splits, others, loose = _splits_of(directory)
     splits = [name for name in splits if list_images(directory / name)]

@@ -26,3 +26,9 @@ def check_rows(**splits: tuple[Tensor, Tensor]) -> None:
 def widened(features: Tensor) -> Tensor:
     """16-bit features in float32, others as they are."""
     return features if features.dtype == torch.float64 else features.float()
+
+
+def exponents(features: Tensor, dim: int) -> Tensor:
+    """The power of two above the largest of each row (``dim`` 1) or column (0): scaling by it is exact, and squares of
+    what is left neither overflow nor vanish."""
+    return torch.frexp(features.abs().amax(dim=dim, keepdim=True)).exponent

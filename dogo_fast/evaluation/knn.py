@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dogo_fast.evaluation.checks import check_rows, widened
+from dogo_fast.evaluation.checks import check_rows, exponents, widened
 
 QUERIES, KEYS = 1024, 1 << 16
 """Test and training rows whose cosines are held at once: 256 MiB in float32."""
@@ -44,17 +44,23 @@ def knn_accuracy(
     if neighbours < 1 or not 0 < temperature < float("inf"):
         raise ValueError(f"neighbours and temperature must be above 0, got {neighbours} and {temperature}")
     k = min(neighbours, len(train_features))
-    keys = F.normalize(widened(train_features), dim=1)
+    keys = _unit(train_features)
     correct = torch.zeros((), dtype=torch.long, device=keys.device)
     step = max(1, min(QUERIES, VOTES // k**2))
     for features, labels in zip(test_features.split(step), test_labels.split(step), strict=True):
-        cosines, indices = _nearest(F.normalize(widened(features), dim=1), keys, k)
+        cosines, indices = _nearest(_unit(features), keys, k)
         weights = ((cosines.double() - cosines[:, :1]) / temperature).exp()
         own = train_labels[indices]
         votes = ((own[:, :, None] == own[:, None, :]) * weights[:, None, :]).sum(dim=2)
         winners = own.masked_fill(votes < votes.amax(dim=1, keepdim=True), torch.iinfo(own.dtype).max).amin(dim=1)
         correct += (winners == labels).sum()
     return correct.item() / len(test_labels)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Rows of length 1, whatever their scale."""
+    rows = widened(features)
+    return F.normalize(torch.ldexp(rows, -exponents(rows, 1)), dim=1)
 
 
 def _nearest(rows: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dogo_fast.evaluation.checks import check_rows, widened
+from dogo_fast.evaluation.checks import check_rows, exponents, widened
 
 ITERATIONS = 200
 
@@ -35,6 +35,8 @@ def linear_accuracy(
     """
     check_rows(train=(train_features, train_labels), test=(test_features, test_labels))
     train_features, test_features = widened(train_features), widened(test_features)
+    scales = -exponents(train_features, 0)
+    train_features, test_features = torch.ldexp(train_features, scales), torch.ldexp(test_features, scales)
     known, numbers = train_labels.unique(return_inverse=True)
     mean, deviation = train_features.mean(dim=0), train_features.std(dim=0, correction=0)
     scale = torch.where(deviation > 0, deviation, 1)

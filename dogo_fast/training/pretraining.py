@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dogo_fast.data import DataSet, load_data_set
@@ -107,6 +108,11 @@ def unlabelled(data: DataSet) -> Iterator[str]:
         missing = 0 if split is None or split.labels is None else int((split.labels < 0).sum())
         if split is not None and missing:
             yield f"{missing} of {len(split)} {name} images have no label and are left out of the scores"
+    if data.train is not None and data.test is not None and data.train.labels is not None:
+        assert data.test.labels is not None
+        strange = int((~torch.isin(data.test.labels, data.train.labels) & (data.test.labels >= 0)).sum())
+        if strange:
+            yield f"{strange} of {len(data.test)} test images have labels that no training image has: never right"
 
 
 def _untrained_scores(trainer: Trainer) -> list[Scores | None]:
