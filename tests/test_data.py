@@ -472,7 +472,7 @@ def test_a_red_object_at_the_edge_of_a_photograph_is_seen_as_often_as_torchvisio
     torch.manual_seed(0)
     transform = RandomResizedCrop(224, scale=(0.08, 1.0))
     theirs = sum(bool(transform(photograph.permute(2, 0, 1))[0].max() > 0) for _ in range(600)) / 600
-    augmentation = Augmentation([ViewRecipe(crop_area=(0.08, 1.0))], 224, 0)
+    augmentation = Augmentation([ViewRecipe((0.08, 1.0), (3 / 4, 4 / 3))], 224, 0)
     for kept in ("device", "stream"):
         data = load_data_set("folder", tmp_path, residence=kept)
         (batch,) = make_loader(data.pretraining, 2, 0, torch.device("cpu"), 0).epoch(0)
