@@ -403,7 +403,7 @@ def test_settings_of_pytest_around_the_suite_do_not_count(tmp_path: Path) -> Non
     )
     suite = [each for each in suite if not each.startswith("--parent")] + ["--collect-only"]
     done = subprocess.run(suite, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "12 tests collected" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "14 tests collected" in done.stdout, done.stdout + done.stderr
 
 
 def test_what_the_minutes_do_not_suffice_for_is_skipped_by_name(

@@ -365,7 +365,7 @@ def test_a_few_images_beside_class_folders_are_left_out_and_said_and_as_many_as_
     assert data.class_names == ("a", "b") and data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.test is None
     assert values(data.pretraining) == [2, 3, 4, 0, 1]
     assert data.notes == (
-        f"5 images in {tmp_path}: 2 classes",
+        f"5 images in {tmp_path}: 2 classes, a, b",
         "1 file of another kind left out: readme.md",
         f"1 folder without images in {tmp_path}: c",
         "1 image beside the class folders left out: aa.png",
@@ -393,6 +393,36 @@ def test_a_layout_that_may_mean_several_things_is_refused(tmp_path: Path, folder
         save(tmp_path / folder / "2.png", 1)
     with pytest.raises(UserError, match=message):
         load_data_set("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "above"),
+    [
+        ("train2017", "val2017", ""),
+        ("train_images", "validation_images", ""),
+        ("images-train", "images-test", ""),
+        ("train", "val", "ILSVRC/Data/CLS-LOC/"),
+        ("Train", "Test", "a/b/"),
+    ],
+)
+def test_splits_of_longer_names_and_further_down_are_no_classes(tmp_path: Path, train: str, test: str, above: str):
+    for split, count in ((train, 3), (test, 2)):
+        for name in "ab":
+            for number in range(count):
+                save(tmp_path / f"{above}{split}" / name / f"{number}.png", number)
+    if above:
+        (tmp_path / "annotations").mkdir()
+    data = load_data_set("folder", tmp_path)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.test.labels.tolist() == [0, 0, 1, 1]
+    assert any("read from" in note for note in data.notes) == bool(above)
+
+
+def test_a_class_that_is_called_after_a_split_among_others_is_a_class(tmp_path: Path):
+    for name in ("train_station", "test tube", "beach"):
+        save(tmp_path / name / "1.png", 1)
+        save(tmp_path / name / "2.png", 1)
+    data = load_data_set("folder", tmp_path)
+    assert data.class_names == ("beach", "test tube", "train_station") and data.image_count == 6
 
 
 @settings(max_examples=examples(40), deadline=None)

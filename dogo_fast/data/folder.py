@@ -1,6 +1,7 @@
 """Image files in folders: one folder a class, or no classes at all; splits beside each other, or none."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,9 @@ def read_layout(directory: Path) -> Layout:
 
     Two or more folders with images beneath are classes; images beside them are left out if they are fewer than the
     smallest class. Anything else is unlabelled, nested or not; then there is no train split. Hidden files and folders
-    are passed over, links followed. Splits have any of their usual names, in any case. Where DIR holds nothing but one
-    folder that holds splits, that one is read.
+    are passed over, links followed. Splits have any of their usual names, in any case; where all folders are called
+    after splits, with anything beside it (train2017, val2017). Where DIR holds images in one folder only, and that one
+    splits, or again one such folder, it is read.
 
     Raises:
         UserError: no images, a layout that may mean several things, or a class of the test images that has no training
@@ -67,14 +69,14 @@ def read_layout(directory: Path) -> Layout:
     """
     notes: list[str] = []
     splits, others, loose = _splits_of(directory)
-    filled = [name for name in others if list_images(directory / name)]
-    if not splits and not loose and len(filled) == 1 and _splits_of(directory / filled[0])[0]:
-        directory = directory / filled[0]
+    inner = _only_folder_with_splits(directory)
+    if inner != directory:
+        directory = inner
         notes.append(f"read from {directory}")
         splits, others, loose = _splits_of(directory)
     splits = [name for name in splits if list_images(directory / name)]
     others = [name for name in others if splits and list_images(directory / name)]
-    train = [name for name in splits if name.lower() in TRAIN_FOLDERS]
+    train = [name for name in splits if _family(name) == TRAIN_FOLDERS]
     if splits and (others or len(train) != 1):
         beside = f" beside {_some(others)}" if others else ""
         raise UserError(
@@ -85,12 +87,31 @@ def read_layout(directory: Path) -> Layout:
     paths, labels, class_names = _list_classes(root, notes)
     if not paths:
         raise UserError(f"`data_dir` must hold images ({', '.join(EXTENSIONS)}), found none in {root}")
-    meaning = _count(len(class_names), "class") if class_names else "no labels"
+    meaning = f"{_count(len(class_names), 'class')}, {_some(class_names)}" if class_names else "no labels"
     notes.insert(0, f"{_count(len(paths), 'image')} in {root}: {meaning}")
     if train and loose:
         notes.append(f"{_count(loose, 'image')} beside {train[0]} left out")
     test_paths, test_labels = _find_test(directory, splits, train, class_names, notes)
     return Layout(paths, labels, class_names, test_paths, test_labels, tuple(notes))
+
+
+def _only_folder_with_splits(directory: Path) -> Path:
+    """The folder itself, or the one beneath it that holds splits where each above holds images in that one alone."""
+    below = directory
+    while True:
+        splits, others, loose = _splits_of(below)
+        filled = [name for name in others if list_images(below / name)]
+        if splits:
+            return below
+        if loose or len(filled) != 1:
+            return directory
+        below = below / filled[0]
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """The names of a split that a folder's name has among its words, as "train" of "train_2017"; none if it has not."""
+    words = re.split("[^a-z]+", name.lower())
+    return next((family for family in (TRAIN_FOLDERS, *TEST_FOLDERS) if any(word in family for word in words)), ())
 
 
 def _splits_of(directory: Path) -> tuple[list[str], list[str], int]:
@@ -99,6 +120,8 @@ def _splits_of(directory: Path) -> tuple[list[str], list[str], int]:
     names = [entry.name for entry in entries if entry.is_dir()]
     loose = sum(not entry.is_dir() and entry.name.lower().endswith(EXTENSIONS) for entry in entries)
     splits = [name for name in names if name.lower() in SPLITS]
+    if all(map(_family, names)) and any(_family(name) == TRAIN_FOLDERS for name in names):
+        splits = names  # all of them are called after splits; among others such a name may be a class's
     return splits, [name for name in names if name not in splits], loose
 
 
@@ -177,7 +200,7 @@ def _find_test(
 ) -> tuple[list[str], list[int]]:
     """The labelled test images: paths and labels, none where there are none."""
     for family in TEST_FOLDERS:
-        names = [name for name in splits if name.lower() in family]
+        names = [name for name in splits if _family(name) == family]
         if len(names) > 1:
             raise UserError(f"`data_dir` must hold one folder of test images, got {_some(names)} in {directory}")
         for name in names:
