@@ -993,6 +993,15 @@ def test_the_pace_of_bfloat16_is_measured_once_and_leaves_random_numbers_alone()
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_sizes_that_are_asked_for_hold_for_images_given_in_python_too():
+    source = CountedSource()
+    trainer = Trainer(("small", "small"), source, **QUICK, view_size=12, decode_size=7)
+    assert (trainer.data.view_size, trainer.step.augmentation.view_size, source.decode_size) == (12, 12, 7)
+    assert source.read(0).shape == (3, 7, 7)
+    source.decode_size = 5
+    assert Trainer(("small", "small"), source, **QUICK).data.view_size == 8 and source.decode_size == 5
+
+
 def test_a_peer_that_collapses_is_said_once_and_seen_in_every_row(tmp_path: Path):
     class Constant(nn.Module):
         """What it maps images to hardly depends on them."""

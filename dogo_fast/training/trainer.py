@@ -4,6 +4,7 @@ import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Trainer:
         )
         check_installed(self.config.tensorboard, self.config.wandb)
         self.device = torch.device(self.config.device)
-        self.data = as_data_set(data).to(self.device)
+        self.data = self._as_asked_for(as_data_set(data), given).to(self.device)
         self.loader = make_loader(
             self.data.pretraining,
             self.config.batch_size,
@@ -104,6 +105,15 @@ class Trainer:
             self.load_state(found[1])
         elif self.config.start_from is not None:
             self.started_from = start_from(self.config.start_from, self.peers, self.config.peers)
+
+    @staticmethod
+    def _as_asked_for(data: DataSet, given: PretrainConfig) -> DataSet:
+        """With the sizes that the settings name; those that they don't are the data set's own."""
+        if "decode_size" in given.model_fields_set:
+            for part in (data.pretraining, data.train, data.test):
+                if isinstance(part, ImageSource | IterableSource):
+                    part.decode_size = given.decode_size
+        return data if given.view_size is None else replace(data, view_size=given.view_size)
 
     @property
     def config(self) -> PretrainConfig:
