@@ -1,8 +1,9 @@
 """The peers: an encoder without its classifier (the backbone) and the heads of its method, SimCLR's or SimSiam's.
 
 Backbones come from torchvision and timm, never with downloaded weights, and keep their own parameter names; only the
-stem for images under 100 px is ours. ``small`` is a compact network of ours that trains in seconds on a CPU. Any other
-``nn.Module`` that maps [N, 3, H, W] to [N, features] serves as well.
+stem for images under 100 px is ours, and so are the wide residual networks (``wrn-10-2``: depth 10, twice the width).
+``small`` is a compact network that trains in seconds on a CPU, ``medium`` the same with twice the channels, four times
+the work. Any other ``nn.Module`` that maps [N, 3, H, W] to [N, features] serves as well.
 """
 
 import importlib.util
@@ -194,10 +195,14 @@ def count_features(network: nn.Module, image_size: int) -> int:
 
 
 class SmallNetwork(nn.Sequential):
-    """Four blocks of 3×3 convolution, batch norm and ReLU, halved in size between them: [N, 3, H, W] to [N, 256]."""
+    """Four blocks of 3×3 convolution, batch norm and ReLU, halved in size between them: [N, 3, H, W] to [N, 256·widen].
 
-    def __init__(self) -> None:
-        widths = (3, 32, 64, 128, 256)
+    Args:
+        widen: factor of the channels.
+    """
+
+    def __init__(self, widen: int = 1) -> None:
+        widths = (3, *(widen * width for width in (32, 64, 128, 256)))
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             if before != 3:
@@ -206,8 +211,54 @@ class SmallNetwork(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _small(small_stem: bool) -> nn.Module:
-    return SmallNetwork()
+class WideBlock(nn.Module):
+    """Two 3×3 convolutions, each after its batch norm and ReLU, beside what they are added to: the input, or where the
+    shape changes a 1×1 convolution of its activation (Wide Residual Networks, arXiv 1605.07146, figure 1)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        active = self.bn1(images).relu()
+        added = images if self.shortcut is None else self.shortcut(active)
+        residual: Tensor = self.conv2(self.bn2(self.conv1(active)).relu())
+        return added + residual
+
+
+class WideResNet(nn.Sequential):
+    """WRN-depth-widen for images of 32 pixels (arXiv 1605.07146, table 1): [N, 3, H, W] to [N, 64·widen].
+
+    Args:
+        depth: 6n + 4 layers, n blocks in each of three groups.
+        widen: factor of the channels 16, 32 and 64.
+        small_stem: without it the first convolution, on larger images, has stride 2.
+    """
+
+    def __init__(self, depth: int, widen: int, small_stem: bool = True) -> None:
+        widths = (16, *(widen * width for width in (16, 32, 64)))
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, 1 if small_stem else 2, padding=1, bias=False)]
+        for group, (before, after) in enumerate(pairwise(widths)):
+            for block in range((depth - 4) // 6):
+                layers.append(WideBlock(after if block else before, after, 1 if block or not group else 2))
+        super().__init__(
+            *layers, nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _small(widen: int) -> Callable[[bool], nn.Module]:
+    return lambda small_stem: SmallNetwork(widen)
+
+
+def _wide(depth: int, widen: int) -> Callable[[bool], nn.Module]:
+    return lambda small_stem: WideResNet(depth, widen, small_stem)
 
 
 def _resnet(build: Callable[..., Any]) -> Callable[[bool], nn.Module]:
@@ -246,10 +297,14 @@ def _shufflenetv2(small_stem: bool) -> nn.Module:
 
 
 BACKBONES: dict[str, Callable[[bool], nn.Module]] = {
-    "small": _small,
+    "small": _small(1),
+    "medium": _small(2),
     "resnet18": _resnet(torchvision.models.resnet18),
     "resnet34": _resnet(torchvision.models.resnet34),
     "resnet50": _resnet(torchvision.models.resnet50),
+    "wrn-10-2": _wide(10, 2),
+    "wrn-16-2": _wide(16, 2),
+    "wrn-28-2": _wide(28, 2),
     "mobilenetv2": _mobilenetv2,
     "shufflenetv2": _shufflenetv2,
 }

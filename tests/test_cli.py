@@ -345,7 +345,7 @@ def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrain", "--epoch", "3"], "--epoch, 3; did you mean --epochs or --warmup-epochs?"),
+        (["pretrain", "--epoch", "3"], "--epoch, 3; did you mean --epochs or --kd-ramp-epochs or --warmup-epochs?"),
         (["pretrain", "--batchsize=3", "--sed", "1"], "--batchsize=3, --sed, 1; did you mean --batch-size or --seed?"),
         (["augment", "--epoch", "3"], "--epoch, 3; did you mean --epochs?"),
         (["augment", "--imags", "3"], "--imags, 3; did you mean --images?"),
@@ -379,7 +379,7 @@ def test_a_mistyped_command_is_answered_with_those_like_it(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(arguments) == 2
-    allowed = "the command must be one of pretrain, augment, benchmark, tune"
+    allowed = "the command must be one of pretrain, evaluate, augment, benchmark, tune"
     assert capsys.readouterr().err == f"dogo-fast: error: {allowed}, got {message}\n"
 
 

@@ -82,3 +82,15 @@ def test_the_losses_are_reported_under_the_names_of_what_they_are():
 def test_an_unknown_method_is_refused_by_name():
     with pytest.raises(ValueError, match="methods must be of simclr, simsiam, got 'byol'"):
         Objective(("byol", "simclr"), (1.0, 1.0), 0.5, 0.1)
+
+
+@pytest.mark.parametrize("methods", [("simclr", "simclr"), ("simclr", "simsiam")], ids=str)
+def test_a_ramp_is_the_same_as_a_smaller_weight(methods: tuple[str, str], cpp_device: torch.device):
+    ramped, smaller = outputs(methods), outputs(methods)
+    parts = Objective(methods, (2.0, 0.5), 0.5, 0.1)(ramped, torch.tensor(0.25))
+    fewer = Objective(methods, (0.5, 0.125), 0.5, 0.1)(smaller)
+    torch.testing.assert_close(torch.stack(parts), torch.stack(fewer), rtol=1e-6, atol=1e-7)
+    parts[0].backward()
+    fewer[0].backward()
+    for one, other in zip(ramped, smaller, strict=True):
+        torch.testing.assert_close(one.projections.grad, other.projections.grad, rtol=1e-5, atol=1e-8)

@@ -13,10 +13,27 @@ ORIGINALS = {
     "mobilenetv2": (torchvision.models.mobilenet_v2, "classifier", 1280),
     "shufflenetv2": (torchvision.models.shufflenet_v2_x1_0, "fc", 1024),
 }
+WIDE = {"wrn-10-2": 302_416, "wrn-16-2": 691_674 - 1290, "wrn-28-2": 1_467_610 - 1290}
+"""Parameters; of the last two as others count them, less the classifier of ten classes."""
 
 
 def test_every_backbone_is_covered_here():
-    assert set(BACKBONES) == {*ORIGINALS, "small"}
+    assert set(BACKBONES) == {*ORIGINALS, *WIDE, "small", "medium"}
+
+
+def test_medium_has_twice_the_channels_of_small():
+    small, medium = (build_backbone(name, 32) for name in ("small", "medium"))
+    widths = [[layer.out_channels for layer in each if isinstance(layer, torch.nn.Conv2d)] for each in (small, medium)]
+    assert widths[1] == [2 * width for width in widths[0]]
+    assert [type(layer) for layer in small] == [type(layer) for layer in medium]
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_residual_networks_have_the_published_size_and_keep_an_8_by_8_map_at_32_pixels(name: str):
+    network = build_backbone(name, 32)
+    assert sum(parameter.numel() for parameter in network.parameters()) == WIDE[name]
+    assert torch.nn.Sequential(*list(network)[:-2])(torch.rand(1, 3, 32, 32)).shape == (1, 128, 8, 8)
+    assert count_features(network, 32) == 128
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -113,7 +130,7 @@ def test_timm_gives_backbones_under_its_own_names():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("vgg", "must be of small, resnet18.* or timm:NAME"), ("timm:vgg0", "must be a model that timm")],
+    [("vgg", "must be of small, medium, resnet18.* or timm:NAME"), ("timm:vgg0", "must be a model that timm")],
 )
 def test_an_unknown_backbone_is_refused(name: str, message: str):
     with pytest.raises(ValueError, match=message):

@@ -15,10 +15,12 @@ from dogo_fast.data import DECODE_SIZE, ImageSource, Pictures, load_data_set
 from dogo_fast.data.pixels import scored_views
 from dogo_fast.errors import DamagedImageError, UserError
 from dogo_fast.philox import derive_seed
-from dogo_fast.training.building import VIEWS, choose_recipe
+from dogo_fast.training.building import choose_recipe
 from dogo_fast.training.config import CheckedRecipe, Metavar, resolve_device
 from dogo_fast.views import Augmentation
 
+VIEWS = 4
+"""Two of each of two peers."""
 MARGIN = 2
 """Pixels between the pictures."""
 SMALLEST = 96

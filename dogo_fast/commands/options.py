@@ -32,6 +32,10 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class Positional(Metavar):
+    """Annotates a field whose values need no option's name before them."""
+
+
 def _check_minutes(minutes: float | None) -> float | None:
     if minutes is not None and not 0 < minutes < float("inf"):
         raise ValueError("must be a finite number above 0")
@@ -73,7 +77,7 @@ def given(
     """
     parser = argparse.ArgumentParser(
         f"dogo-fast {command}",
-        f"dogo-fast {command} [options]",
+        f"dogo-fast {command}{_positional(models)} [options]",
         description,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -133,6 +137,12 @@ def _joined(words: Sequence[str], valued: set[str]) -> list[str]:
     return joined
 
 
+def _positional(models: Sequence[type[BaseModel]]) -> str:
+    """For the line of usage."""
+    fields = [info for model in models for info in model.model_fields.values()]
+    return "".join(f" {each}..." for info in fields for each in info.metadata if isinstance(each, Positional))
+
+
 def _add(group: Any, name: str, field: FieldInfo) -> argparse.Action:
     """The option of a field. Its value is a word as pydantic takes it, or the number that it says: a message then shows
     the number."""
@@ -147,7 +157,12 @@ def _add(group: Any, name: str, field: FieldInfo) -> argparse.Action:
     for metavar in field.metadata:
         if isinstance(metavar, Metavar):
             option["metavar"] = str(metavar)
-    action: argparse.Action = group.add_argument(as_option(name), **option)
+    if any(isinstance(each, Positional) for each in field.metadata):
+        name_or_option, option["nargs"] = name, "*"
+        del option["action"]
+    else:
+        name_or_option = as_option(name)
+    action: argparse.Action = group.add_argument(name_or_option, **option)
     default = field.get_default()
     if isinstance(default, tuple):
         shown = " ".join(map(str, default)) if several else ",".join(map(str, dict.fromkeys(default)))

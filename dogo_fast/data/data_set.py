@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dogo_fast.data.iterable import IterableSource
-from dogo_fast.data.source import ImageSource, PictureSource
+from dogo_fast.data.source import ImageSource, PictureSource, SubsetSource
 from dogo_fast.pictures import Pictures
 
 Images = Tensor | Pictures
@@ -30,6 +30,12 @@ class Split:
     def to(self, device: torch.device) -> "Split":
         """The same on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def select(self, indices: Tensor) -> "Split":
+        """Some of them, int64 [B]."""
+        rows = indices.to(self.labels.device)
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.select(rows)
+        return Split(images, self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,19 @@ class DataSet:
         """How many images there are to pretrain on."""
         return len(self.pretraining)
 
+    def select(self, indices: Tensor, test: Tensor | None = None) -> "DataSet":
+        """The same with some of the training images alone, which are pretrained on too; and, instead of the test
+        images, with others of the training images, where ``test`` says which.
+
+        Raises:
+            ValueError: a data set without labels.
+        """
+        if self.train is None:
+            raise ValueError(f"data must have labelled training images, {self.name} has none")
+        train, tested = part_of(self.train, indices), self.test if test is None else part_of(self.train, test)
+        pretraining = train.images if isinstance(train, Split) else train
+        return replace(self, pretraining=pretraining, train=train, test=tested)
+
     def to(self, device: torch.device) -> "DataSet":
         """The same with what is resident on ``device``; what streams is left as it is."""
         pretraining = self.pretraining
@@ -82,6 +101,11 @@ class DataSet:
             return part.to(device)
 
         return replace(self, pretraining=pretraining, train=move(self.train), test=move(self.test))
+
+
+def part_of(part: Split | ImageSource, indices: Tensor) -> Split | ImageSource:
+    """Some of a split's images, int64 [B]."""
+    return part.select(indices) if isinstance(part, Split) else SubsetSource(part, indices)
 
 
 def own_side(images: Images | ImageSource | IterableSource) -> int | None:

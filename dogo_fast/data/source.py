@@ -112,6 +112,24 @@ class PictureSource(ImageSource):
         return self.pictures[index]
 
 
+class SubsetSource(ImageSource):
+    """Some of the images of another source, indices int64 [B]."""
+
+    def __init__(self, source: ImageSource, indices: Tensor) -> None:
+        self.source, self.indices = source, indices.cpu()
+        self.labels = None if source.labels is None else source.labels[self.indices]
+        self.decode_size = source.decode_size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def decode(self, index: int) -> Tensor:
+        return self.source.decode(int(self.indices[index]))
+
+
 class MapSource(ImageSource):
     """The adapter for any map-style data set: ``len()`` and ``data_set[index]``.
 

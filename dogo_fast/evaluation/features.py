@@ -1,6 +1,7 @@
 """Features of a backbone, and fair batch-norm statistics for one that was never trained."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,25 @@ def _device_of(backbone: nn.Module) -> torch.device:
     return next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
 
 
-def prepare(pictures: Pictures, data: DataSet) -> Tensor:
+def prepare(pictures: Pictures, data: DataSet, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Pictures as evaluation sees them, float32 [N, 3, S, S], normalised, channels-last: whole where the data set's
-    images are squares of one size, else the middle of each (``scored_views``)."""
+    images are squares of one size, else the middle of each (``scored_views``); ``change`` is done to uint8 of them."""
     stack = pictures.stack()
     groups = [each[None] for each in pictures.each()] if stack is None else [stack]
     images = torch.cat([scored_views(group, data.view_size, bool(data.photographs)) for group in groups])
+    if change is not None:
+        images = change(images.round().to(torch.uint8)).to(torch.float32)
     mean, deviation = (torch.tensor(x, device=images.device)[:, None, None] for x in (data.mean, data.deviation))
     return images.div_(255).sub_(mean).div_(deviation).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def extract_features(
-    backbone: nn.Module, part: Split | ImageSource, data: DataSet, workers: int = 0
+    backbone: nn.Module,
+    part: Split | ImageSource,
+    data: DataSet,
+    workers: int = 0,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features of all labelled images of a part of a data set, in evaluation mode, which is put back afterwards.
 
@@ -37,6 +44,7 @@ def extract_features(
         part: images and their labels, of which those below 0 are none; of a source, damaged ones are left out.
         data: the data set, whose mean and deviation normalise them.
         workers: processes that decode a source.
+        change: what is done to the images uint8 [B, 3, S, S] before they are normalised, a batch after the other.
 
     Returns:
         features float32 [N, F] and labels int64 [N], on the backbone's device.
@@ -48,7 +56,9 @@ def extract_features(
     backbone.eval()
     images = part.images if isinstance(part, Split) else part
     batches = batches_in_order(images, BATCH, _device_of(backbone), workers)
-    features, numbers = zip(*((backbone(prepare(batch, data)), numbers) for batch, numbers in batches), strict=True)
+    features, numbers = zip(
+        *((backbone(prepare(batch, data, change)), numbers) for batch, numbers in batches), strict=True
+    )
     backbone.train(training)
     assert part.labels is not None
     rows = torch.cat(features)

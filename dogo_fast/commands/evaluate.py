@@ -1,0 +1,184 @@
+"""``dogo-fast evaluate``: everything that is asked of frozen features, of the peers of a run or of any weights."""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+
+from dogo_fast import __version__
+from dogo_fast.atomic import write_atomically
+from dogo_fast.commands.options import Options, Positional, parse
+from dogo_fast.data import DECODE_SIZE, DataSet, load_data_set
+from dogo_fast.errors import UserError
+from dogo_fast.evaluation import KINDS, Network, Suite, load_networks
+from dogo_fast.training.checkpoint import run_of
+from dogo_fast.training.config import FROM_PYTHON, Metavar, resolve_device
+from dogo_fast.training.run_folder import run_settings
+
+RESULTS = "evaluation.json"
+USUAL = ("knn", "linear")
+
+
+def _check_kinds(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [kind for kind in kinds if kind not in (*KINDS, "all")]
+    if unknown:
+        raise ValueError(f"must be of {', '.join(KINDS)}, all")
+    return tuple(dict.fromkeys(KINDS if "all" in kinds else kinds))
+
+
+class EvaluateConfig(Options):
+    """What is evaluated, and how."""
+
+    run: Annotated[tuple[Path, ...], Positional("RUN")] = ()
+    """Run folders, checkpoints, or files of weights (safetensors, or PyTorch's)."""
+    only: Annotated[tuple[str, ...], AfterValidator(_check_kinds), Metavar("KIND")] = Field(
+        USUAL, description=f"What to measure, of {', '.join(KINDS)}, or all."
+    )
+    peer: int | None = Field(None, ge=1)
+    """Of a run, this peer alone."""
+    backbone: Annotated[str | None, Metavar("NAME")] = None
+    """The network of a file of weights that does not say it: as `peers` of pretrain."""
+    image_size: Annotated[int | None, Metavar("PIXELS")] = Field(None, ge=4, le=4096)
+    """Side of the images of a file of weights that does not say it (default: the data set's)."""
+    data: Annotated[str | None, Metavar("NAME")] = None
+    """Data set, as in pretrain (default: the run's own)."""
+    data_dir: Annotated[Path | None, Metavar("DIR")] = None
+    """Folder that holds the data set's files (default: the run's own)."""
+    transfer: Annotated[tuple[str, ...], Metavar("NAME[=DIR]")] = ()
+    """Other data sets to measure on, each with its folder: digits torchvision:FashionMNIST=DIR."""
+    seeds: int = Field(1, ge=1, le=100)
+    """Draws of labels, probes and fine-tunings; the mean and the standard deviation are told."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes that decode images."""
+    device: Annotated[str, Metavar("auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to evaluate."""
+    out: Annotated[Path | None, Metavar("FILE")] = None
+    """JSON file for the scores (default: evaluation.json in the run folder; of a file of weights, none)."""
+    residence: Literal["auto", "device", "stream"] = "auto"
+    """As in pretrain."""
+
+
+def read(words: Sequence[str], summary: str) -> Callable[[], None]:
+    """Evaluating, then printing a table for each."""
+    config = parse("evaluate", words, EvaluateConfig, summary)
+    if not config.run:
+        raise UserError("RUN must be a run folder, a checkpoint or a file of weights, got none")
+    if config.out is not None and len(config.run) > 1:
+        raise UserError(f"`out` must not be given with several runs, got {config.out}")
+    return lambda: run(config)
+
+
+def run(config: EvaluateConfig) -> None:
+    """Raises UserError for what cannot be read or does not fit."""
+    device = resolve_device(config.device)
+    transfer = [_load(name, folder, config) for name, folder in map(_named, config.transfer)]
+    if ("transfer" in config.only) != bool(transfer):
+        raise UserError("`transfer` data sets and the kind transfer of `only` must be given together")
+    for path in config.run:
+        if not path.exists():
+            raise UserError(
+                f"RUN must be a run folder, a checkpoint or a file of weights, got {path}, which is not there"
+            )
+    for path in config.run:
+        data = _data_of(path, config)
+        networks = load_networks(path, config.backbone, config.image_size or data.view_size)
+        if config.peer is not None:
+            networks = [network for network in networks if network.peer == config.peer]
+            if not networks:
+                raise UserError(f"`peer` must be one of {path}, got {config.peer}")
+        results = {}
+        for network in networks:
+            name = f"peer_{network.peer}" if network.peer else network.name
+            results[name] = {"name": network.name, "scores": _scores(network, data, transfer, config, device)}
+            print(format_scores(f"{path}, {name.replace('_', ' ')} ({network.name}), {data.name}", results[name]))
+        folder = _folder_of(path)
+        out = config.out or (None if folder is None else folder / RESULTS)
+        if out is not None:
+            _write(out, results, data, path)
+
+
+def _scores(
+    network: Network, data: DataSet, transfer: Sequence[DataSet], config: EvaluateConfig, device: torch.device
+) -> dict[str, list[float]]:
+    if network.left_out:
+        print(f"{network.name}: the classifier's weights are left out: {', '.join(network.left_out)}")
+    backbone = network.backbone.to(memory_format=torch.channels_last).to(device)
+    own = as_network_sees(data, network).to(device)
+    others = [as_network_sees(each, network, own).to(device) for each in transfer]
+    return Suite(backbone, own, others, range(config.seeds), config.workers).scores(config.only)
+
+
+def as_network_sees(data: DataSet, network: Network, like: DataSet | None = None) -> DataSet:
+    """A data set at the network's image size and normalised as it learnt, or like another set where it does not say."""
+    size = network.image_size or (like or data).view_size
+    mean, deviation = network.normalisation or ((like or data).mean, (like or data).deviation)
+    return replace(data, view_size=size, mean=mean, deviation=deviation)
+
+
+def _data_of(path: Path, config: EvaluateConfig) -> DataSet:
+    """The data set that is asked for, or that of the run."""
+    folder = _folder_of(path)
+    settings: Mapping[str, Any] = (run_settings(folder) if folder else None) or {}
+    name = config.data or settings.get("data")
+    if name in (None, FROM_PYTHON):
+        raise UserError(f"`data` must be given, since {path} does not say it, got none")
+    same = name == settings.get("data")
+    directory = config.data_dir or (settings.get("data_dir") if same else None)
+    data = _load(str(name), None if directory is None else Path(directory), config)
+    return replace(data, view_size=settings["view_size"]) if same and settings.get("view_size") else data
+
+
+def _load(name: str, directory: Path | None, config: EvaluateConfig) -> DataSet:
+    data = load_data_set(name, directory, decode_size=DECODE_SIZE, residence=config.residence, workers=config.workers)
+    if data.train is None or data.test is None:
+        raise UserError(f"`data` must have labelled training and test images, {name} has not")
+    return data
+
+
+def _named(word: str) -> tuple[str, Path | None]:
+    """The data set and its folder, of NAME or NAME=DIR."""
+    name, _, folder = word.partition("=")
+    return name, Path(folder) if folder else None
+
+
+def _folder_of(path: Path) -> Path | None:
+    if path.is_dir():
+        return path
+    folder = path.parent if run_settings(path.parent) is not None else run_of(path)
+    return folder if folder is not None and run_settings(folder) is not None else None
+
+
+def _write(out: Path, results: dict[str, Any], data: DataSet, path: Path) -> None:
+    """New scores beside those that are there for the same weights and data."""
+    about = {"data": data.name, "weights": path.name if path.is_file() else "last"}
+    content: dict[str, Any] = {"about": about, "versions": {"dogo_fast": __version__, "torch": torch.__version__}}
+    content["device_name"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    try:
+        before = json.loads(out.read_bytes())
+    except (OSError, ValueError):
+        before = {}
+    if before.get("about") == about:
+        for name, result in before.items():
+            if name in results and result["name"] == results[name]["name"]:
+                results[name]["scores"] = {**result["scores"], **results[name]["scores"]}
+            elif name not in content:
+                results.setdefault(name, result)
+    write_atomically(out, (json.dumps(content | dict(sorted(results.items())), indent=2) + "\n").encode())
+    print(f"scores in {out}")
+
+
+def format_scores(title: str, result: Mapping[str, Any]) -> str:
+    """A line a score, in percent; of several seeds the mean ± the standard deviation."""
+    lines = [title]
+    for name, values in result["scores"].items():
+        if name.startswith("corruption-"):
+            continue  # seventy of them; the file has them all
+        spread = f" ± {100 * statistics.stdev(values):.1f} ({len(values)} seeds)" if len(values) > 1 else ""
+        lines.append(f"  {name:24} {100 * statistics.fmean(values):5.1f} %{spread}")
+    return "\n".join(lines)
