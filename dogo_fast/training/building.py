@@ -17,8 +17,6 @@ from dogo_fast.training.optimisers import build_optimiser
 from dogo_fast.training.step import StepSettings, TrainingStep
 from dogo_fast.views import VIEW_RECIPES, Augmentation, ViewRecipe
 
-VIEWS = 4
-"""Two of each peer."""
 SMALL_PHOTOGRAPH = 64
 """Pixels: larger images get SimCLR's recipe for ImageNet, with blur, the others that for CIFAR-10."""
 
@@ -81,8 +79,9 @@ def build_step(config: PretrainConfig, data: DataSet, backbones: Sequence[str | 
         ValueError: backbones that give no features, share what they learn, or are not float32.
     """
     device, dtype, size = torch.device(config.device), PRECISIONS[config.precision], data.view_size
+    views = 2 if config.shared_views else 2 * len(backbones)
     augmentation = Augmentation(
-        [choose_recipe(config.recipe, data)] * VIEWS,
+        [choose_recipe(config.recipe, data)] * views,
         size,
         derive_seed(config.seed, "views"),
         mean=data.mean,
@@ -110,7 +109,9 @@ def build_step(config: PretrainConfig, data: DataSet, backbones: Sequence[str | 
     objective = Objective(
         config.method, config.kd_weight, config.temperature, config.kd_temperature, config.kl_reduction
     )
-    settings = StepSettings(dtype, config.accumulate, config.clip_norm, config.compile)
+    settings = StepSettings(
+        dtype, config.accumulate, config.clip_norm, config.compile, config.shared_views, config.kd_ramp_epochs > 0
+    )
     return TrainingStep(peers, optimisers, objective, augmentation, config.batch_size, settings)
 
 

@@ -98,12 +98,19 @@ class PretrainConfig(BaseModel):
     """Side of the views (default: the data set's own where its images are squares of one size, 224 for photographs)."""
     decode_size: Annotated[int, Metavar("PIXELS")] = Field(DECODE_SIZE, ge=4, le=16384)
     """Pictures whose shorter side is longer are shrunk to it when they are read; views are drawn from the whole."""
+    imbalance: Annotated[float | None, Metavar("EXPONENT")] = Field(None, gt=0, le=100)
+    """Train on an unbalanced part: all images of the first class, 5 % of the last, a power law between them."""
+    hold_out: Annotated[float | None, Metavar("SHARE")] = Field(None, gt=0, lt=1)
+    """Keep this share of each class's training images out, and score on them instead of the test images: to choose
+    settings by."""
     residence: Literal["auto", "device", "stream"] = "auto"
     """Hold all images on the device, or decode them as they are needed; auto holds up to 4 GiB."""
     workers: int = Field(min(8, max(1, (os.cpu_count() or 2) - 1)), ge=0, le=256)
     """Processes that decode images."""
     recipe: CheckedRecipe = "auto"
     """How views are made; auto is the data set's own recipe."""
+    shared_views: bool = False
+    """Show the same two views of an image to all peers; each draws its own otherwise, as in the authors' code."""
 
     peers: Peers = Field(("small", "small"), description=f"Per peer, a backbone: {', '.join(BACKBONES)} or timm:NAME.")
     method: Methods = ("simclr", "simclr")
@@ -114,6 +121,8 @@ class PretrainConfig(BaseModel):
     """Temperature of the similarity distributions that the peers align."""
     kd_weight: Weights = (1.0, 1.0)
     """Per peer, weight of the distillation term; 0 trains the peers apart, as each would train alone."""
+    kd_ramp_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Epochs in which the weight of the distillation rises linearly from 0 at first."""
     kl_reduction: Literal["batchmean", "mean", "sum"] = "batchmean"
     """Of the distillation term; mean is the authors' code's, which divides by N² instead of N."""
 
@@ -195,8 +204,9 @@ class PretrainConfig(BaseModel):
                 f"`accumulate` must divide `batch_size` into parts of 2 images or more, got {self.accumulate} "
                 f"and {self.batch_size}"
             )
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"`warmup_epochs` must be at most `epochs`, got {self.warmup_epochs:g} and {self.epochs}")
+        for name in ("warmup_epochs", "kd_ramp_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise ValueError(f"`{name}` must be at most `epochs`, got {getattr(self, name):g} and {self.epochs}")
         return self
 
     def resolve(self, **known: Any) -> "PretrainConfig":

@@ -54,20 +54,25 @@ class Objective:
         distilled = [f"kl_{peer}" for peer, weight in enumerate(kd_weights, 1) if weight > 0]
         self.names = ("loss", "loss_1", "loss_2", *own, *distilled)
 
-    def __call__(self, outputs: Sequence[PeerOutput]) -> tuple[Tensor, ...]:
-        """0-d tensors in the order of ``names``; ``outputs`` of both peers, view a in the first half of the rows."""
+    def __call__(self, outputs: Sequence[PeerOutput], ramp: Tensor | None = None) -> tuple[Tensor, ...]:
+        """0-d tensors in the order of ``names``.
+
+        Args:
+            outputs: of both peers, view a in the first half of the rows.
+            ramp: a factor of the distillation's weights, 0-d, where they rise over the first epochs; or None.
+        """
         if self.methods == ("simclr", "simclr") and any(self.kd_weights):
-            return self._fused(outputs)
+            return self._fused(outputs, ramp)
         own = [self._own(method, output) for method, output in zip(self.methods, outputs, strict=True)]
         losses, distilled = list(own), []
         for peer, weight in enumerate(self.kd_weights):
             if weight > 0:
                 kl = self._distil(outputs[peer], outputs[1 - peer])
-                losses[peer] = own[peer] + weight * kl
+                losses[peer] = own[peer] + (weight if ramp is None else weight * ramp) * kl
                 distilled.append(kl)
         return (losses[0] + losses[1], *losses, *own, *distilled)
 
-    def _fused(self, outputs: Sequence[PeerOutput]) -> tuple[Tensor, ...]:
+    def _fused(self, outputs: Sequence[PeerOutput], ramp: Tensor | None) -> tuple[Tensor, ...]:
         peers = [_views(output.projections) for output in outputs]
         result = functional.dogo_loss(
             peers[0],
@@ -78,6 +83,10 @@ class Objective:
             kl_reduction=self.kl_reduction,
         )
         parts = result._asdict()
+        if ramp is not None:
+            for peer, weight in enumerate(self.kd_weights, 1):
+                parts[f"loss_{peer}"] = parts[f"nt_xent_{peer}"] + weight * ramp * parts[f"kl_{peer}"]
+            parts["loss"] = parts["loss_1"] + parts["loss_2"]
         return tuple(parts[name] for name in self.names)
 
     def _own(self, method: str, output: PeerOutput) -> Tensor:

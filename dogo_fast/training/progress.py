@@ -60,6 +60,7 @@ class Progress:
             "config": self.config.model_dump(mode="json"),
             "image_count": self.data.image_count,
             "view_size": self.data.view_size,
+            "normalisation": [list(self.data.mean), list(self.data.deviation)],
             "fingerprint": fingerprint(self.data.pretraining),
             "step": self.steps,
             "epoch": self.epoch,

@@ -90,12 +90,16 @@ class StepSettings:
         accumulate: parts into which a batch is cut.
         clip_norm: largest norm of a peer's gradient, or None.
         compiled: run the peers through torch.compile.
+        shared_views: both peers see the same two views.
+        ramped: the distillation's weights are multiplied by ``TrainingStep.ramp``.
     """
 
     dtype: torch.dtype = torch.float32
     accumulate: int = 1
     clip_norm: float | None = None
     compiled: bool = False
+    shared_views: bool = False
+    ramped: bool = False
 
 
 class TrainingStep:
@@ -105,7 +109,7 @@ class TrainingStep:
         peers: on the device, channels-last.
         optimisers: one a peer, made by ``build_optimiser``.
         objective: the loss.
-        augmentation: makes four views, two of each peer, in ``settings.dtype``, on its device.
+        augmentation: makes two views of each peer, or two where they are shared, in ``settings.dtype``, on its device.
         batch_size: images a step.
         settings: see there.
     """
@@ -128,6 +132,8 @@ class TrainingStep:
             torch.zeros(batch_size, 3, dtype=torch.int64, device=self.device),
         )
         """Of the present batch; on a GPU places that stay where they are, counted from a byte that does (``_load``)."""
+        self.ramp = torch.ones((), device=self.device) if settings.ramped else None
+        """Factor of the distillation's weights, from 0 to 1; for the trainer to fill."""
         self._lent: Pictures | None = None
         self.meters = Meters((*objective.names, *DEVIATIONS), self.device)
         self.networks = [torch.compile(peer) if settings.compiled else peer for peer in self.peers]
@@ -158,7 +164,7 @@ class TrainingStep:
         for places, indices in zip(self.pictures.places.chunk(parts), self.indices.chunk(parts), strict=True):
             views = self.augmentation(Pictures(self.pictures.pixels, places), indices)
             outputs = self._forward(views)
-            losses = self.objective(outputs)
+            losses = self.objective(outputs, self.ramp)
             self.scaler.scale(losses[0] / parts).backward()
             total += torch.stack([*losses, *map(deviation, outputs)]).detach() / parts
             kept.append((views, outputs))
@@ -171,13 +177,14 @@ class TrainingStep:
         self.meters.add(total)
 
     def _forward(self, views: Tensor) -> list[PeerOutput]:
-        """Each peer's output for its own two views, [2N, 3, S, S] in one pass."""
+        """Each peer's output for its two views, [2N, 3, S, S] in one pass."""
         outputs = []
         dtype = self.settings.dtype
         # the cache of casts would outlive the capture that filled it
         with self._side_by_side() as beside:
             for number, network in enumerate(self.networks):
-                own = views[2 * number : 2 * number + 2].flatten(0, 1)
+                first = 0 if self.settings.shared_views else 2 * number
+                own = views[first : first + 2].flatten(0, 1)
                 with (
                     beside(number),
                     torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False),

@@ -13,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dogo_fast.data import Batch, DataSet, Images, ImageSource, IterableSource, make_loader
-from dogo_fast.errors import RunInterrupted
+from dogo_fast.errors import RunInterrupted, UserError
+from dogo_fast.evaluation.subsets import hold_out, power_law_subset
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
@@ -113,6 +114,8 @@ class Trainer:
             for part in (data.pretraining, data.train, data.test):
                 if isinstance(part, ImageSource | IterableSource):
                     part.decode_size = given.decode_size
+        if given.imbalance is not None or given.hold_out is not None:
+            data = _some_of(data, given)
         return data if given.view_size is None else replace(data, view_size=given.view_size)
 
     @property
@@ -267,6 +270,8 @@ class Trainer:
         if self.device.type == "cuda" and self.config.graph and not self._capture_tried:
             self._capture_tried = True
             self.step.capture(batch)
+        if self.step.ramp is not None:
+            self.step.ramp.fill_(min(1.0, self.steps / (self.config.kd_ramp_epochs * len(self.loader))))
         self.step(batch, self._learning_rates(self.steps))
 
     def _learning_rates(self, step: int) -> tuple[float, ...]:
@@ -340,3 +345,27 @@ class Trainer:
         config = self.config
         content = config.model_dump(mode="json")
         return open_loggers(self._folder.path, config.tensorboard, config.wandb, content, self.steps + 1)
+
+
+def _some_of(data: DataSet, given: PretrainConfig) -> DataSet:
+    """An unbalanced part, or one of which some images are held out.
+
+    Raises:
+        UserError: a data set without labels, or with images that have none.
+    """
+    train = data.train
+    labels = None if train is None else train.labels
+    if labels is None or bool((labels < 0).any()) or len(labels.unique()) < 2 or data.image_count != len(labels):
+        raise UserError(
+            "`imbalance` and `hold_out` need images that all have labels, of two classes or more, to pretrain on, got "
+            f"{data.name}"
+        )
+    labels = labels.cpu()
+    rows, held = torch.arange(len(labels)), None
+    if given.hold_out is not None:
+        rows, held = hold_out(labels, given.hold_out, given.seed)
+    if given.imbalance is not None:
+        rows = rows[power_law_subset(labels[rows], given.imbalance, given.seed)]
+    note = f"{len(rows)} of {len(labels)} training images are trained on"
+    note += "" if held is None else f", {len(held)} are scored on instead of the test images"
+    return replace(data.select(rows, held), notes=(*data.notes, note))

@@ -1,0 +1,299 @@
+"""Does distillation make the small peer better, and where: peers alone against the same peers with DoGo.
+
+    python experiments/dogo_vs_simclr.py --preset cpu --data-dir DIR --transfer digits torchvision:FashionMNIST=DIR
+    python experiments/dogo_vs_simclr.py --preset cpu --page docs/results.md        # the page, of the records alone
+
+Two stages. ``choose`` trains on nine tenths of the training images and scores on the tenth held out, with a seed
+of its own: the peers alone at several temperatures; DoGo at each of them with several weights; then, at the best of
+those, other temperatures of the distillation and a weight that rises over half the run. No test image is looked at.
+``main`` trains on all training images, with three seeds, and asks everything of the features on the complete test
+splits: peers alone at the usual temperature and at the one that was chosen for them, DoGo as chosen, the authors'
+recipe, and DoGo with shared views. Arms share seeds: initial weights, order, views and draws of labels are the same, so
+that differences are paired.
+
+A cell is one run. Its record, RECORDS/NAME.json, holds configuration, scores, seconds, versions, machine and commit. A
+cell that has its record is skipped, one that was stopped goes on from its checkpoint, several copies of this program
+share the work, on one GPU or on several. ``--minutes`` begins no cell later than that; SIGTERM ends one in its middle.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from dogo_fast import __version__
+from dogo_fast.atomic import write_atomically
+from dogo_fast.data import DataSet, load_data_set
+from dogo_fast.errors import RunInterrupted
+from dogo_fast.evaluation import KINDS, Suite
+from dogo_fast.locks import locked
+from dogo_fast.measuring import commit
+from dogo_fast.training import PretrainConfig, Trainer
+
+ROOT = Path(__file__).parent
+USUAL = 0.5
+"""NT-Xent's temperature in the authors' code, and this library's default."""
+CHOICE_SEED = 1000
+HELD_OUT = 0.1
+FIRST = 3
+"""Arms of the main stage that run before the others."""
+EVERYTHING = tuple(kind for kind in KINDS if kind != "finetune")
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is trained.
+
+    Attributes:
+        pairs: backbones of the peers.
+        settings: of every run.
+        seeds: of the main stage.
+        temperatures, kd_temperatures, kd_weights: what is chosen from; of the second the others are tried at the best.
+        kinds: of evaluation, in the main stage.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    settings: Settings
+    seeds: tuple[int, ...] = (0, 1, 2)
+    temperatures: tuple[float, ...] = (0.1, 0.2, 0.5)
+    kd_temperatures: tuple[float, ...] = (0.1, 0.05, 0.2)
+    kd_weights: tuple[float, ...] = (1.0, 3.0)
+    kinds: tuple[str, ...] = EVERYTHING
+
+
+_CIFAR = {"data": "cifar10", "recipe": "cifar", "batch_size": 256, "learning_rate": 2e-3}
+_GPU = {**_CIFAR, "batch_size": 512, "optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4}
+_LARGE = (("resnet18", "resnet18"), ("resnet18", "resnet50"), ("wrn-16-2", "wrn-28-2"))
+PRESETS = {
+    "cpu": Preset((("small", "small"), ("small", "medium")), {**_CIFAR, "epochs": 6}),
+    "gpu-short": Preset(_LARGE, {**_GPU, "epochs": 100, "warmup_epochs": 10}, kinds=tuple(KINDS)),
+    "gpu-paper": Preset(_LARGE, {**_GPU, "epochs": 500, "warmup_epochs": 10}, kinds=tuple(KINDS)),
+    "trial": Preset(
+        (("small", "small"),), {"data": "digits", "epochs": 1}, (0, 1), (0.2, 0.5), (0.1,), (1.0,), ("knn", "linear")
+    ),
+}
+"""``cpu``: what two cores do in some hours. ``trial``: a minute, to see the program work."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: of a stage, a pair of peers and an arm, with what sets it apart from the others."""
+
+    stage: str
+    pair: tuple[str, str]
+    arm: str
+    seed: int
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{'-'.join(self.pair)}-{self.arm}-{self.seed}"
+
+
+def choice_cells(preset: Preset, pair: tuple[str, str], records: Path) -> Iterator[Cell]:
+    """All that is chosen from; what depends on the best of the first ones, once they have their records."""
+    for tau in preset.temperatures:
+        yield _choice(pair, f"alone-t{tau:g}", {"temperature": tau, "kd_weight": 0.0})
+    first, *others = preset.kd_temperatures
+    grid = []
+    for tau in preset.temperatures:
+        for weight in preset.kd_weights:
+            settings = {"temperature": tau, "kd_temperature": first, "kd_weight": weight}
+            grid.append(_choice(pair, f"dogo-t{tau:g}-w{weight:g}", settings))
+    yield from grid
+    best = best_of(grid, records)
+    if best is None:
+        return
+    for kd_temperature in others:
+        yield _choice(pair, f"dogo-k{kd_temperature:g}", {**best, "kd_temperature": kd_temperature})
+    yield _choice(pair, "dogo-ramp", {**best, "kd_ramp_epochs": preset.settings["epochs"] / 2})
+
+
+def _choice(pair: tuple[str, str], arm: str, settings: Settings) -> Cell:
+    return Cell("choose", pair, arm, CHOICE_SEED, {**settings, "hold_out": HELD_OUT})
+
+
+def main_cells(preset: Preset, pair: tuple[str, str], records: Path, more: bool) -> Iterator[Cell]:
+    """The first three arms for each seed, or the ``more``, with what was chosen; nothing while that is not complete."""
+    chosen = {kind: choose(preset, pair, kind, records) for kind in ("alone", "dogo")}
+    if None in chosen.values():
+        return
+    dogo = dict(chosen["dogo"] or {})
+    arms: dict[str, Settings] = {
+        "alone": {"temperature": USUAL, "kd_weight": 0.0},
+        "alone-best": dict(chosen["alone"] or {}),
+        "dogo": dogo,
+        "dogo-authors": {"temperature": USUAL, "kd_weight": (100.0, 1.0), "kl_reduction": "mean"},
+        "dogo-shared": {**dogo, "shared_views": True},
+    }
+    for seed in preset.seeds:
+        for arm, settings in list(arms.items())[FIRST:] if more else list(arms.items())[:FIRST]:
+            yield Cell("main", pair, arm, seed, settings)
+
+
+def choose(preset: Preset, pair: tuple[str, str], kind: str, records: Path) -> Settings | None:
+    """The settings of the best cell of a kind; None while one has no record."""
+    cells = [cell for cell in choice_cells(preset, pair, records) if cell.arm.startswith(kind)]
+    refined = kind == "alone" or any(cell.arm == "dogo-ramp" for cell in cells)
+    return best_of(cells, records) if refined else None
+
+
+def best_of(cells: Sequence[Cell], records: Path) -> Settings | None:
+    """Of cells of the first stage, what the best on the held-out images sets; None while one has no record."""
+    found = [(read_record(records, cell), cell) for cell in cells]
+    if any(record is None for record, _ in found):
+        return None
+    _, best = max(((validation_score(record), -place) for place, (record, _) in enumerate(found) if record))
+    return {key: value for key, value in cells[-best].settings.items() if key != "hold_out"}
+
+
+def validation_score(record: Mapping[str, Any]) -> float:
+    """The mean of both peers' k-NN and linear accuracy."""
+    scores = [record[f"peer_{number}"]["scores"] for number in (1, 2)]
+    return statistics.fmean(each[score][0] for each in scores for score in ("knn", "linear"))
+
+
+def read_record(records: Path, cell: Cell) -> dict[str, Any] | None:
+    """What a cell has left; None where it has not run."""
+    path = records / f"{cell.name}.json"
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def run_cell(
+    preset: Preset, cell: Cell, data: DataSet, transfer: Sequence[DataSet], options: argparse.Namespace
+) -> None:
+    """Train, evaluate both peers, write the record; the folder with the run's weights stays under ``work``.
+
+    Raises:
+        RunInterrupted: SIGTERM or SIGINT; the run is saved.
+    """
+    folder = options.work / cell.name
+    settings = {**preset.settings, **cell.settings, "peers": cell.pair, "seed": cell.seed, "evaluate": False}
+    start = time.perf_counter()
+    config = PretrainConfig(**settings, out=folder, resume="auto", device=options.device)
+    trainer = Trainer(cell.pair, data, config)
+    trainer.fit()
+    trained = time.perf_counter() - start
+    kinds = ("knn", "linear") if cell.stage == "choose" else preset.kinds
+    own = trainer.data
+    others = [
+        replace(each, view_size=own.view_size, mean=own.mean, deviation=own.deviation).to(trainer.device)
+        for each in transfer
+    ]
+    kinds = tuple(kind for kind in kinds if kind != "transfer" or others)
+    peers = {}
+    for number, (name, backbone) in enumerate(zip(cell.pair, trainer.backbones, strict=True), 1):
+        scores = Suite(backbone, own, others, seeds=(cell.seed,)).scores(kinds)
+        peers[f"peer_{number}"] = {"name": name, "scores": scores}
+    record = {
+        "cell": {"stage": cell.stage, "pair": cell.pair, "arm": cell.arm, "seed": cell.seed},
+        "config": trainer.config.model_dump(mode="json", exclude={"out", "resume", "data_dir", "workers"}),
+        **peers,
+        "losses": [row["loss"] for row in trainer.history],
+        "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - start, 1)},
+        "about": about(trainer.device),
+    }
+    write_atomically(options.records / f"{cell.name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+@cache
+def about(device: torch.device) -> dict[str, str]:
+    """The machine, the versions and the commit."""
+    found = commit()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "commit": os.environ.get("DOGO_FAST_COMMIT") or (found["id"] if found else "unknown"),
+        "dogo_fast": __version__,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{found[0].partition(':')[2].strip()}, {torch.get_num_threads()} threads" if found else platform.machine()
+
+
+def todo(preset: Preset, records: Path) -> Iterator[Cell]:
+    """Cells without a record, in the order in which they are to run; asked again after each, since the choice is made
+    of records."""
+    cells: list[Cell] = []
+    for pair in preset.pairs:
+        cells += [*choice_cells(preset, pair, records), *main_cells(preset, pair, records, more=False)]
+    for pair in preset.pairs:
+        cells += main_cells(preset, pair, records, more=True)
+    yield from (cell for cell in cells if read_record(records, cell) is None)
+
+
+def work(preset: Preset, options: argparse.Namespace) -> None:
+    """Cells, one after the other, until all are done or the time is up."""
+    started = time.monotonic()
+    data = load_data_set(str(preset.settings["data"]), options.data_dir)
+    transfer = [load_data_set(name, Path(folder) if folder else None) for name, folder in options.transfer]
+    while True:
+        for cell in todo(preset, options.records):
+            if options.minutes and time.monotonic() - started > 60 * options.minutes:
+                return
+            folder = options.work / cell.name
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with locked(folder.parent / f"{cell.name}.lock", wait=False):
+                    if read_record(options.records, cell) is None:
+                        print(cell.name, flush=True)
+                        run_cell(preset, cell, data, transfer, options)
+                        break
+            except BlockingIOError:  # another copy is at it
+                continue
+        else:
+            if not any(True for _ in todo(preset, options.records)):
+                return
+            time.sleep(2)  # for the others' cells, on which the next ones depend
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data set's files")
+    parser.add_argument("--transfer", nargs="*", default=[], metavar="NAME[=DIR]", help="other data sets to probe on")
+    parser.add_argument("--records", type=Path, help="folder of the records (default: experiments/records/PRESET)")
+    parser.add_argument("--work", type=Path, help="folder of the runs (default: runs/experiment-PRESET)")
+    parser.add_argument("--minutes", type=float, help="start no cell later than this")
+    parser.add_argument("--device", default="auto", help="as in dogo-fast pretrain")
+    parser.add_argument("--page", type=Path, help="write the page of results, of the records alone, and end")
+    options = parser.parse_args()
+    options.records = options.records or ROOT / "records" / options.preset
+    options.work = options.work or Path("runs") / f"experiment-{options.preset}"
+    options.transfer = [(name, folder) for name, _, folder in (word.partition("=") for word in options.transfer)]
+    if options.page is not None:
+        from results_page import page
+
+        write_atomically(options.page, page(options.preset, PRESETS[options.preset], options.records).encode())
+        return 0
+    for folder in (options.records, options.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        work(PRESETS[options.preset], options)
+    except RunInterrupted as interruption:
+        print(interruption)
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
