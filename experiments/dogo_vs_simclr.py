@@ -64,6 +64,7 @@ class Preset:
         seeds: of the main stage.
         temperatures, kd_temperatures, kd_weights: what is chosen from; of the second the others are tried at the best.
         kinds: of evaluation, in the main stage.
+        severities: of corruptions.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -73,13 +74,14 @@ class Preset:
     kd_temperatures: tuple[float, ...] = (0.1, 0.05, 0.2)
     kd_weights: tuple[float, ...] = (1.0, 3.0)
     kinds: tuple[str, ...] = EVERYTHING
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
 _CIFAR = {"data": "cifar10", "recipe": "cifar", "batch_size": 256, "learning_rate": 2e-3}
 _GPU = {**_CIFAR, "batch_size": 512, "optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4}
 _LARGE = (("resnet18", "resnet18"), ("resnet18", "resnet50"), ("wrn-16-2", "wrn-28-2"))
 PRESETS = {
-    "cpu": Preset((("small", "small"), ("small", "medium")), {**_CIFAR, "epochs": 6}),
+    "cpu": Preset((("small", "small"), ("small", "medium")), {**_CIFAR, "epochs": 6}, severities=(3,)),
     "gpu-short": Preset(_LARGE, {**_GPU, "epochs": 100, "warmup_epochs": 10}, kinds=tuple(KINDS)),
     "gpu-paper": Preset(_LARGE, {**_GPU, "epochs": 500, "warmup_epochs": 10}, kinds=tuple(KINDS)),
     "trial": Preset(
@@ -197,7 +199,7 @@ def run_cell(
     kinds = tuple(kind for kind in kinds if kind != "transfer" or others)
     peers = {}
     for number, (name, backbone) in enumerate(zip(cell.pair, trainer.backbones, strict=True), 1):
-        scores = Suite(backbone, own, others, seeds=(cell.seed,)).scores(kinds)
+        scores = Suite(backbone, own, others, seeds=(cell.seed,), severities=preset.severities).scores(kinds)
         peers[f"peer_{number}"] = {"name": name, "scores": scores}
     record = {
         "cell": {"stage": cell.stage, "pair": cell.pair, "arm": cell.arm, "seed": cell.seed},

@@ -50,6 +50,7 @@ class Suite:
         transfer: other such data sets.
         seeds: of the draws of labels, of the paper's probe and of fine-tuning.
         workers: processes that decode what streams.
+        severities: of corruptions.
 
     Raises:
         ValueError: a data set without labels.
@@ -62,12 +63,13 @@ class Suite:
         transfer: Sequence[DataSet] = (),
         seeds: Sequence[int] = (0,),
         workers: int = 0,
+        severities: Sequence[int] = SEVERITIES,
     ) -> None:
         for each in (data, *transfer):
             if each.train is None or each.test is None:
                 raise ValueError(f"data must have labelled training and test images, {each.name} has not")
         self.backbone, self.data, self.transfer = backbone, data, transfer
-        self.seeds, self.workers = tuple(seeds), workers
+        self.seeds, self.workers, self.severities = tuple(seeds), workers, tuple(severities)
         self._features: dict[str, tuple[Tensor, Tensor]] = {}
         self._probe: LinearProbe | None = None
 
@@ -135,14 +137,14 @@ class Suite:
         assert self.data.test is not None
         total = 0.0
         for number, name in enumerate(CORRUPTIONS):
-            for severity in SEVERITIES:
+            for severity in self.severities:
                 source = torch.Generator(self._linear_probe().device).manual_seed(10 * number + severity)
                 change = partial(corrupt, name=name, severity=severity, source=source)
                 rows = extract_features(self.backbone, self.data.test, self.data, self.workers, change)
                 accuracy = self._linear_probe().accuracy(*rows)
                 total += accuracy
                 yield f"corruption-{name}-{severity}", [accuracy]
-        yield "corruptions", [total / len(CORRUPTIONS) / len(SEVERITIES)]
+        yield "corruptions", [total / len(CORRUPTIONS) / len(self.severities)]
 
     def _transfer(self) -> Iterator[tuple[str, list[float]]]:
         for data in self.transfer:
