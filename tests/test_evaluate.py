@@ -67,7 +67,7 @@ def test_the_probe_learns_what_can_be_learnt_and_each_seed_is_the_same_alone_and
     train, test = clusters(1000, 1), clusters(2000, 2)
     best = LinearProbe(*train).accuracy(*test)
     together = probe_accuracies(*train, *test, seeds=(3, 1, 2))
-    assert all(abs(each - best) < 0.02 for each in together)
+    assert all(abs(each - best) < 0.03 for each in together)
     assert probe_accuracies(*train, *test, seeds=(1,)) == [pytest.approx(together[1], abs=1e-3)]
     strange = torch.cat([test[1], torch.full((2000,), 1000)])
     assert probe_accuracies(*train, test[0].repeat(2, 1), strange)[0] == pytest.approx(best / 2, abs=0.02)
