@@ -17,9 +17,18 @@ from torch import Tensor
 
 from dogo_fast import ops, reference, validation
 from dogo_fast.ops.backend import AUTOCAST_DEVICES, BACKENDS, resolve_backend
-from dogo_fast.output import DoGoLossOutput
+from dogo_fast.output import CohortLossOutput, DoGoLossOutput
 
-__all__ = ["BACKENDS", "DoGoLossOutput", "dogo_loss", "nt_xent", "similarity_kl", "simsiam"]
+__all__ = [
+    "BACKENDS",
+    "CohortLossOutput",
+    "DoGoLossOutput",
+    "cohort_loss",
+    "dogo_loss",
+    "nt_xent",
+    "similarity_kl",
+    "simsiam",
+]
 
 NT_XENT_REDUCTIONS = ("mean", "sum", "none")
 KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
@@ -121,7 +130,7 @@ def dogo_loss(
     temperature: float | Tensor = 0.5,
     kd_temperature: float | Tensor = 0.1,
     *,
-    kd_weight: float | tuple[float, float] = 1.0,
+    kd_weight: float | Sequence[float] = 1.0,
     kl_reduction: str = "batchmean",
     backend: str = "auto",
 ) -> DoGoLossOutput:
@@ -171,6 +180,72 @@ def dogo_loss(
         )
     settings = (*weights, kl_reduction)
     return DoGoLossOutput(*ops.DOGO_LOSS(tuple(pairs), (temperature, kd_temperature), settings, backend))
+
+
+def cohort_loss(
+    peers: Sequence[tuple[Tensor, Tensor]],
+    temperature: float | Tensor = 0.5,
+    kd_temperature: float | Tensor = 0.1,
+    *,
+    kd_weight: float | Sequence[float] = 1.0,
+    kl_reduction: str = "batchmean",
+    backend: str = "auto",
+) -> CohortLossOutput:
+    """The loss of K ≥ 2 peers that learn together, each distilled from all others; of two, ``dogo_loss`` to the bit.
+
+    ``loss_p = nt_xent_p + w_p · kl_p`` with ``kl_p = mean over q ≠ p of KL(P_q ‖ P_p)``, P_q held constant, as deep
+    mutual learning extends to cohorts (arXiv 1706.00384, section 3.3); ``loss`` is their sum. Peers go through
+    ``dogo_loss`` two by two, what is left of the pairs through ``similarity_kl``.
+
+    Args:
+        peers: pairs (a, b) of raw projections [N ≥ 2, D_p], as those of ``dogo_loss``.
+        temperature, kd_temperature, kl_reduction, backend: as in ``dogo_loss``.
+        kd_weight: w, one number or one per peer.
+
+    Returns:
+        ``CohortLossOutput(loss, losses, nt_xents, kls)``, in nats, all differentiable.
+
+    Raises:
+        TypeError, ValueError: as ``dogo_loss``; also fewer than two peers.
+    """
+    if isinstance(peers, Tensor) or not isinstance(peers, Sequence) or len(peers) < 2:
+        got = len(peers) if isinstance(peers, Sequence) else type(peers).__name__
+        raise ValueError(f"peers must be two pairs (a, b) or more, got {got}")
+    count = len(peers)
+    weights = validation.check_weights("kd_weight", kd_weight, count)
+    # of a pair, the loss has both weights already; of more, parts alone are used
+    own = (weights[0], weights[1]) if count == 2 else (1.0, 1.0)
+    couples = [
+        dogo_loss(
+            peers[first],
+            peers[first + 1],
+            temperature,
+            kd_temperature,
+            kd_weight=own,
+            kl_reduction=kl_reduction,
+            backend=backend,
+        )
+        for first in range(0, count - 1, 2)
+    ]
+    nt_xents = [value for couple in couples for value in (couple.nt_xent_1, couple.nt_xent_2)]
+    if count == 2:
+        (pair,) = couples
+        return CohortLossOutput(pair.loss, (pair.loss_1, pair.loss_2), tuple(nt_xents), (pair.kl_1, pair.kl_2))
+    if count % 2:
+        nt_xents.append(nt_xent(*peers[-1], temperature, backend=backend))
+
+    def kl(student: int, teacher: int) -> Tensor:
+        if student // 2 == teacher // 2:
+            couple = couples[student // 2]
+            return couple.kl_2 if student % 2 else couple.kl_1
+        return similarity_kl(peers[student], peers[teacher], kd_temperature, reduction=kl_reduction, backend=backend)
+
+    kls = tuple(
+        torch.stack([kl(student, teacher) for teacher in range(count) if teacher != student]).mean()
+        for student in range(count)
+    )
+    losses = tuple(mine + weight * other for mine, weight, other in zip(nt_xents, weights, kls, strict=True))
+    return CohortLossOutput(torch.stack(losses).sum(), losses, tuple(nt_xents), kls)
 
 
 def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:

@@ -1,9 +1,14 @@
 """nn.Module faces of the losses in ``dogo_fast.functional``: configure once, call with projections."""
 
+from collections.abc import Sequence
+from typing import overload
+
 from torch import Tensor, nn
 
 from dogo_fast import functional, validation
-from dogo_fast.functional import DoGoLossOutput
+from dogo_fast.output import CohortLossOutput, DoGoLossOutput
+
+Pair = tuple[Tensor, Tensor]
 
 
 class NTXentLoss(nn.Module):
@@ -97,7 +102,7 @@ class DoGoLoss(nn.Module):
     Args:
         temperature: τ of NT-Xent, a number above 0 or a 0-d tensor; an ``nn.Parameter`` is registered and learnt.
         kd_temperature: T of the similarity distributions, likewise.
-        kd_weight: weight of the distillation term, any finite number or a pair with one per peer.
+        kd_weight: weight of the distillation term, any finite number or one per peer.
         kl_reduction: ``"batchmean"``, ``"mean"`` (divides by N² as the authors' code does) or ``"sum"``.
         backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
 
@@ -121,23 +126,38 @@ class DoGoLoss(nn.Module):
         temperature: float | Tensor = 0.5,
         kd_temperature: float | Tensor = 0.1,
         *,
-        kd_weight: float | tuple[float, float] = 1.0,
+        kd_weight: float | Sequence[float] = 1.0,
         kl_reduction: str = "batchmean",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         _set_temperature(self, "temperature", temperature)
         _set_temperature(self, "kd_temperature", kd_temperature)
-        self.kd_weight = validation.check_weights("kd_weight", kd_weight)
+        count = len(kd_weight) if isinstance(kd_weight, Sequence) and len(kd_weight) > 2 else 2
+        weights = validation.check_weights("kd_weight", kd_weight, count)
+        self.kd_weight = weights if isinstance(kd_weight, Sequence) else weights[0]
         self.kl_reduction = validation.check_choice("kl_reduction", kl_reduction, functional.DOGO_KL_REDUCTIONS)
         self.backend = validation.check_choice("backend", backend, functional.BACKENDS)
 
-    def forward(self, peer_1: tuple[Tensor, Tensor], peer_2: tuple[Tensor, Tensor]) -> DoGoLossOutput:
-        """Two pairs (a, b) of raw projections [N ≥ 2, D_p], one a peer, to ``DoGoLossOutput(loss, loss_1, loss_2,
-        nt_xent_1, nt_xent_2, kl_1, kl_2)`` of 0-d tensors, in nats."""
-        return functional.dogo_loss(
-            peer_1,
-            peer_2,
+    @overload
+    def forward(self, peer_1: Pair, peer_2: Pair, /) -> DoGoLossOutput: ...
+    @overload
+    def forward(self, peer_1: Pair, peer_2: Pair, peer_3: Pair, /, *others: Pair) -> CohortLossOutput: ...
+    def forward(self, *peers: Pair) -> DoGoLossOutput | CohortLossOutput:
+        """Pairs (a, b) of raw projections [N ≥ 2, D_p], one a peer. Of two peers ``DoGoLossOutput(loss, loss_1, loss_2,
+        nt_xent_1, nt_xent_2, kl_1, kl_2)``, of more ``CohortLossOutput(loss, losses, nt_xents, kls)``, each distilled
+        from the mean of the others' KLs; 0-d tensors, in nats."""
+        if len(peers) == 2:
+            return functional.dogo_loss(
+                *peers,
+                self.temperature,
+                self.kd_temperature,
+                kd_weight=self.kd_weight,
+                kl_reduction=self.kl_reduction,
+                backend=self.backend,
+            )
+        return functional.cohort_loss(
+            peers,
             self.temperature,
             self.kd_temperature,
             kd_weight=self.kd_weight,

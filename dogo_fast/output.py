@@ -16,3 +16,13 @@ class DoGoLossOutput(NamedTuple):
     nt_xent_2: Tensor
     kl_1: Tensor
     kl_2: Tensor
+
+
+class CohortLossOutput(NamedTuple):
+    """Every part of the loss of K peers: ``loss`` and, with one a peer, ``losses``, ``nt_xents`` and ``kls``, all 0-d;
+    ``loss`` is the sum of ``losses``, each nt_xent + w_p · kl, where kl is the mean of those from the others."""
+
+    loss: Tensor
+    losses: tuple[Tensor, ...]
+    nt_xents: tuple[Tensor, ...]
+    kls: tuple[Tensor, ...]

@@ -10,6 +10,7 @@ With â = a / max(‖a‖, 1e-12) and N rows in each view:
     similarity KL    c_ij = ⟨q̂_i, k̂_j⟩,  P_ij = softmax_j(c_ij / T)
                      KL(P_teacher ‖ P_student)_i = Σ_j P_teacher (log P_teacher − log P_student)
     DoGo             loss_p = nt_xent_p + w_p · KL(P_other ‖ P_p),  loss = loss_1 + loss_2     (DoGo, equations 1 to 4)
+    cohort of K      loss_p = nt_xent_p + w_p · mean over q ≠ p of KL(P_q ‖ P_p)
     SimSiam          −½ [⟨sg(ẑ_a), p̂_b⟩ + ⟨sg(ẑ_b), p̂_a⟩], mean over rows                     (SimSiam, equation 4)
 
 Sources: Bhat, Arani, Zonooz, "Distill on the Go", CVPR-W 2021, arXiv 2104.09866; Chen et al., "A Simple Framework for
@@ -17,11 +18,13 @@ Contrastive Learning of Visual Representations", arXiv 2002.05709; Chen, He, "Ex
 Learning", arXiv 2011.10566.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dogo_fast.output import DoGoLossOutput
+from dogo_fast.output import CohortLossOutput, DoGoLossOutput
 
 Pair = tuple[Tensor, Tensor]
 
@@ -81,6 +84,30 @@ def dogo_loss(
     loss_1 = nt_xent_1 + kd_weight[0] * kl_1
     loss_2 = nt_xent_2 + kd_weight[1] * kl_2
     return DoGoLossOutput(loss_1 + loss_2, loss_1, loss_2, nt_xent_1, nt_xent_2, kl_1, kl_2)
+
+
+def cohort_loss(
+    peers: Sequence[Pair],
+    temperature: float | Tensor = 0.5,
+    kd_temperature: float | Tensor = 0.1,
+    *,
+    kd_weight: Sequence[float],
+    kl_reduction: str = "batchmean",
+) -> CohortLossOutput:
+    """The loss of K peers, each a pair of views (a, b) [N, D_p], each distilled from the mean of the others' KLs."""
+    nt_xents = tuple(nt_xent(*peer, temperature) for peer in peers)
+    kls = tuple(
+        torch.stack(
+            [
+                similarity_kl(student, teacher, kd_temperature, reduction=kl_reduction)
+                for other, teacher in enumerate(peers)
+                if other != number
+            ]
+        ).mean()
+        for number, student in enumerate(peers)
+    )
+    losses = tuple(own + weight * kl for own, weight, kl in zip(nt_xents, kd_weight, kls, strict=True))
+    return CohortLossOutput(torch.stack(losses).sum(), losses, nt_xents, kls)
 
 
 def simsiam(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> Tensor:

@@ -131,14 +131,14 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
-def check_weights(name: str, value: object) -> tuple[float, float]:
-    """One finite number for both peers, or a pair with one for each."""
+def check_weights(name: str, value: object, peers: int = 2) -> tuple[float, ...]:
+    """One finite number for all peers, or one for each."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be a number or a pair with one number per peer, got {value!r}")
-        return check_number(f"{name}[0]", value[0]), check_number(f"{name}[1]", value[1])
-    weight = check_number(name, value)
-    return weight, weight
+        if len(value) != peers:
+            several = "a pair with one number per peer" if peers == 2 else f"{peers} numbers, one per peer"
+            raise ValueError(f"{name} must be a number or {several}, got {value!r}")
+        return tuple(check_number(f"{name}[{place}]", each) for place, each in enumerate(value))
+    return (check_number(name, value),) * peers
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:

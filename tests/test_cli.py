@@ -108,7 +108,10 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     [
         (["pretrain", "--data", "imagenet"], ["--data", "digits, cifar10", "hf:", "'imagenet'"]),
         (["pretrain", "--peers", "small,vgg"], ["--peers", "shufflenetv2", "'small,vgg'"]),
-        (["pretrain", "--peers", "a,b,c"], ["--peers", "two separated by a comma", "'a,b,c'"]),
+        (
+            ["pretrain", "--kd-weight", "1,2,3"],
+            ["--kd-weight must be one value, or one for each of 2 peers, got 1.0,2.0,3.0"],
+        ),
         (["pretrain", "--epochs", "0"], ["--epochs", "greater than or equal to 1", "got 0"]),
         (["pretrain", "--epochs", "many"], ["--epochs must be a whole number, got 'many'"]),
         (["pretrain", "--batch-size", "1"], ["--batch-size", "greater than or equal to 2", "got 1"]),
@@ -129,8 +132,11 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["pretrain", "--data", "cifar10"], ["--data-dir", "CIFAR-10 binary version"]),
         (["pretrain", "--data", "cifar10", "--data-dir", "/nowhere"], ["--data-dir", "/nowhere", "existing folder"]),
         (["pretrain", "--epoch", "3"], ["--epoch"]),
-        (["pretrain", "--method", "byol"], ["--method must be one or two of simclr, simsiam", "'byol'"]),
-        (["pretrain", "--optimiser", "sgd,lamb"], ["--optimiser must be one or two of adam, adamw, sgd, lars"]),
+        (
+            ["pretrain", "--method", "byol"],
+            ["--method must be of simclr, simsiam, one for all peers or one for each", "'byol'"],
+        ),
+        (["pretrain", "--optimiser", "sgd,lamb"], ["--optimiser must be of adam, adamw, sgd, lars"]),
         (["pretrain", "--recipe", "mine"], ["--recipe must be one of auto, none, digits", "'mine'"]),
         (["pretrain", "--accumulate", "3"], ["--accumulate must divide --batch-size", "got 3 and 128"]),
         (["pretrain", "--warmup-epochs", "50"], ["--warmup-epochs must be at most --epochs, got 50 and 40"]),

@@ -243,7 +243,7 @@ def test_data_of_another_kind_is_refused_by_name():
 @pytest.mark.parametrize(
     ("backbones", "data", "options", "message"),
     [
-        (("small",), pixels(), {}, "backbones must be two, got 1"),
+        (("small",), pixels(), {}, "backbones must be two or more, got 1"),
         (
             ("small", nn.Conv2d(3, 4, 3)),
             pixels(),

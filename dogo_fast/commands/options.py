@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from dogo_fast.commands import as_option, as_options
 from dogo_fast.errors import UserError
-from dogo_fast.training.config import Metavar
+from dogo_fast.training.config import Metavar, PerPeer
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -147,7 +147,7 @@ def _add(group: Any, name: str, field: FieldInfo) -> argparse.Action:
     """The option of a field. Its value is a word as pydantic takes it, or the number that it says: a message then shows
     the number."""
     kinds = [each for each in _alternatives(field.annotation) if each is not NoneType]
-    several = get_origin(kinds[0]) is tuple and Ellipsis in get_args(kinds[0])
+    several = get_origin(kinds[0]) is tuple and not any(isinstance(each, PerPeer) for each in field.metadata)
     kind = next(iter(_alternatives(get_args(kinds[0])[0]))) if several else kinds[0]
     option: dict[str, Any] = {"type": _reader(kind), "metavar": _metavar(kind)}
     if several:

@@ -34,7 +34,9 @@ class Sources(Options):
 
 def read(words: Sequence[str], summary: str) -> Callable[[], None]:
     """Options override the file, the file the preset."""
-    description = f"{summary} Presets: {', '.join(PRESETS)}. Per peer: one value for both, or two with a comma between."
+    description = (
+        f"{summary} Presets: {', '.join(PRESETS)}. Per peer: one value for all, or one for each with commas between."
+    )
     found = given("pretrain", words, [Sources, PretrainConfig], description, TITLES)
     sources = check(Sources, {name: found.pop(name) for name in Sources.model_fields if name in found})
     out = Path(found["out"]) if "out" in found else None

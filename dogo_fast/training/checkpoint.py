@@ -119,7 +119,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is a checkpoint of version {content.get('version')}, this dogo_fast reads version {VERSION}"
         )
     missing = [key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)]
-    missing += [key for key in ("peers", "optimisers") if key not in missing and len(content[key]) != 2]
+    missing += [key for key in ("peers", "optimisers") if key not in missing and len(content[key]) < 2]
     if missing:
         raise CheckpointError(f"{path} is not a whole checkpoint: {', '.join(missing)} missing or of a wrong kind")
     return content

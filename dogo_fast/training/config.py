@@ -46,32 +46,31 @@ FREE_ON_RESUME = frozenset(
 
 
 def _split(value: Any) -> Any:
-    """``"a,b"`` or one value for both peers, as a pair."""
+    """``"a,b"`` or one value for all peers, as a tuple."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
-        value = value * 2 if len(value) == 1 else value
-    elif not isinstance(value, list | tuple):
-        value = [value, value]
-    if len(value) != 2:
-        raise ValueError("must be one value, or two separated by a comma")
-    return tuple(value)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 class Metavar(str):
     """Annotates a field with how a command line's help names its value."""
 
 
+class PerPeer(Metavar):
+    """Annotates a field with a value for each peer, or one for all; commas separate them on a command line."""
+
+
 _Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _Momentum = Annotated[float, Field(ge=0, lt=1)]
-Rates = Annotated[tuple[_Rate, _Rate], BeforeValidator(_split), Metavar("X[,Y]")]
-Decays = Annotated[tuple[_Decay, _Decay], BeforeValidator(_split), Metavar("X[,Y]")]
-Weights = Annotated[tuple[_Weight, _Weight], BeforeValidator(_split), Metavar("X[,Y]")]
-Momenta = Annotated[tuple[_Momentum, _Momentum], BeforeValidator(_split), Metavar("X[,Y]")]
-Methods = Annotated[tuple[str, str], BeforeValidator(_split), Metavar("|".join(METHODS) + "[,...]")]
-Optimisers = Annotated[tuple[str, str], BeforeValidator(_split), Metavar("|".join(OPTIMISERS) + "[,...]")]
-Peers = Annotated[tuple[str, str], BeforeValidator(_split), Metavar("A[,B]")]
+Rates = Annotated[tuple[_Rate, ...], BeforeValidator(_split), PerPeer("X[,Y]")]
+Decays = Annotated[tuple[_Decay, ...], BeforeValidator(_split), PerPeer("X[,Y]")]
+Weights = Annotated[tuple[_Weight, ...], BeforeValidator(_split), PerPeer("X[,Y]")]
+Momenta = Annotated[tuple[_Momentum, ...], BeforeValidator(_split), PerPeer("X[,Y]")]
+Methods = Annotated[tuple[str, ...], BeforeValidator(_split), PerPeer("|".join(METHODS) + "[,...]")]
+Optimisers = Annotated[tuple[str, ...], BeforeValidator(_split), PerPeer("|".join(OPTIMISERS) + "[,...]")]
+Peers = Annotated[tuple[str, ...], BeforeValidator(_split), PerPeer("A[,B...]")]
 
 
 def _check_recipe(recipe: str | ViewRecipe) -> str | ViewRecipe:
@@ -84,7 +83,7 @@ CheckedRecipe = Annotated[str | ViewRecipe, AfterValidator(_check_recipe), Metav
 
 
 class PretrainConfig(BaseModel):
-    """How two peers are trained together. "Per peer": one value for both peers or two, separated by a comma."""
+    """How peers are trained together. "Per peer": one value for all, or one for each, separated by commas."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
@@ -112,15 +111,18 @@ class PretrainConfig(BaseModel):
     shared_views: bool = False
     """Show the same two views of an image to all peers; each draws its own otherwise, as in the authors' code."""
 
-    peers: Peers = Field(("small", "small"), description=f"Per peer, a backbone: {', '.join(BACKBONES)} or timm:NAME.")
-    method: Methods = ("simclr", "simclr")
+    peers: Peers = Field(
+        ("small", "small"),
+        description=f"Two backbones or more, one name for two alike: {', '.join(BACKBONES)} or timm:NAME.",
+    )
+    method: Methods = ("simclr",)
     """Per peer, its own objective."""
     temperature: float = Field(0.5, ge=0.01, le=10, allow_inf_nan=False)
     """Temperature of NT-Xent."""
     kd_temperature: float = Field(0.1, ge=0.01, le=10, allow_inf_nan=False)
     """Temperature of the similarity distributions that the peers align."""
-    kd_weight: Weights = (1.0, 1.0)
-    """Per peer, weight of the distillation term; 0 trains the peers apart, as each would train alone."""
+    kd_weight: Weights = (1.0,)
+    """Per peer, weight of the distillation from the others; 0 trains the peers apart, as each would train alone."""
     kd_ramp_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Epochs in which the weight of the distillation rises linearly from 0 at first."""
     kl_reduction: Literal["batchmean", "mean", "sum"] = "batchmean"
@@ -132,15 +134,15 @@ class PretrainConfig(BaseModel):
     """Images a step; the last incomplete batch of an epoch is dropped."""
     accumulate: int = Field(1, ge=1)
     """Parts into which a batch is cut, one after the other, to save memory; each contrasts with its own images only."""
-    optimiser: Optimisers = ("adam", "adam")
+    optimiser: Optimisers = ("adam",)
     """Per peer."""
-    learning_rate: Rates = (1e-3, 1e-3)
+    learning_rate: Rates = (1e-3,)
     """Per peer, after the warm-up."""
-    weight_decay: Decays = (1e-6, 1e-6)
+    weight_decay: Decays = (1e-6,)
     """Per peer; biases and norms do not decay."""
     decay_all: bool = False
     """Let biases and norms decay too, as the authors' code does; LARS never does."""
-    momentum: Momenta = (0.9, 0.9)
+    momentum: Momenta = (0.9,)
     """Per peer, of SGD and LARS."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: the learning rate falls to 0 over the run as a half cosine."""
@@ -187,15 +189,28 @@ class PretrainConfig(BaseModel):
 
     @field_validator("peers", "method", "optimiser")
     @classmethod
-    def _check_names(cls, names: tuple[str, str], info: ValidationInfo) -> tuple[str, str]:
+    def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for name in names:
             if info.field_name == "peers":
                 check_backbone_name(name)
                 continue
             allowed = METHODS if info.field_name == "method" else OPTIMISERS
             if name not in allowed:
-                raise ValueError(f"must be one or two of {', '.join(allowed)}, separated by a comma")
-        return names
+                raise ValueError(f"must be of {', '.join(allowed)}, one for all peers or one for each")
+        return names * 2 if info.field_name == "peers" and len(names) == 1 else names
+
+    @model_validator(mode="after")
+    def _one_for_each_peer(self) -> "PretrainConfig":
+        for name, field in type(self).model_fields.items():
+            values = getattr(self, name)
+            if name == "peers" or not any(isinstance(each, PerPeer) for each in field.metadata):
+                continue
+            if len(values) == 1:
+                object.__setattr__(self, name, values * len(self.peers))
+            elif len(values) != len(self.peers):
+                shown = ",".join(map(str, values))
+                raise ValueError(f"`{name}` must be one value, or one for each of {len(self.peers)} peers, got {shown}")
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> "PretrainConfig":

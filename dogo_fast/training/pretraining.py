@@ -1,4 +1,4 @@
-"""The main job: evaluate two new peers, train them together, evaluate them again, and leave everything in a folder."""
+"""The main job: evaluate new peers, train them together, evaluate them again, and leave everything in a folder."""
 
 import shlex
 import sys
@@ -32,7 +32,7 @@ class PeerResult:
 
 
 def pretrain(config: PretrainConfig) -> tuple[PeerResult, ...]:
-    """Train both peers as configured, evaluate them, and leave everything in the run folder.
+    """Train all peers as configured, evaluate them, and leave everything in the run folder.
 
     Raises:
         UserError: something in the configuration, the data files or a checkpoint; a new run has written nothing then.
@@ -119,7 +119,9 @@ def _untrained_scores(trainer: Trainer) -> list[Scores | None]:
     """Measured before the first step, and remembered by the checkpoints."""
     notes = trainer.progress.notes
     if "untrained" not in notes:
-        scores = _evaluate(evaluate_untrained, trainer, "untrained") if trainer.steps == 0 else [None, None]
+        scores = (
+            _evaluate(evaluate_untrained, trainer, "untrained") if trainer.steps == 0 else [None] * len(trainer.peers)
+        )
         notes["untrained"] = [None if score is None else asdict(score) for score in scores]
     return [None if score is None else Scores(**score) for score in notes["untrained"]]
 
@@ -130,7 +132,7 @@ def _evaluate(
     """Both measures of both peers, announced before and told after: on a CPU and 60 000 images they take minutes."""
     config = trainer.config
     if not config.evaluate or trainer.data.train is None or trainer.data.test is None:
-        return [None, None]
+        return [None] * len(trainer.peers)
     results: list[Scores | None] = []
     for number, (name, backbone) in enumerate(zip(config.peers, trainer.backbones, strict=True), 1):
         print(f"evaluating peer {number} ({name}), {state}: k-NN and linear probe ...", end=" ", flush=True)

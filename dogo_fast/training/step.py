@@ -1,7 +1,7 @@
-"""One optimisation step of both peers, in eager or as one CUDA graph.
+"""One optimisation step of all peers, in eager or as one CUDA graph.
 
-``TrainingStep.compute`` is the whole step and reads like it: views, both peers' forward side by side, the loss, the
-backward, both optimisers side by side, the metrics added up on the device. It reads its inputs from tensors that stay
+``TrainingStep.compute`` is the whole step and reads like it: views, the peers' forward side by side, the loss, the
+backward, the optimisers side by side, the metrics added up on the device. It reads its inputs from tensors that stay
 where they are, decides nothing from a value and waits for nothing, so on a GPU it is captured once and replayed. The
 same code runs on a CPU.
 """
@@ -22,8 +22,6 @@ from dogo_fast.training.objectives import Objective
 from dogo_fast.training.optimisers import set_learning_rate
 from dogo_fast.views import Augmentation
 
-DEVIATIONS = ("deviation_1", "deviation_2")
-"""Metrics of each peer's projections, beside the losses."""
 WARM_UP = 3
 """Steps before a capture, in which libraries choose their algorithms; what they change is put back."""
 
@@ -103,7 +101,7 @@ class StepSettings:
 
 
 class TrainingStep:
-    """The step of two peers: ``step(batch, learning_rates)``.
+    """The step of two peers or more: ``step(batch, learning_rates)``.
 
     Args:
         peers: on the device, channels-last.
@@ -135,7 +133,9 @@ class TrainingStep:
         self.ramp = torch.ones((), device=self.device) if settings.ramped else None
         """Factor of the distillation's weights, from 0 to 1; for the trainer to fill."""
         self._lent: Pictures | None = None
-        self.meters = Meters((*objective.names, *DEVIATIONS), self.device)
+        self.deviations = tuple(f"deviation_{number}" for number in range(1, len(self.peers) + 1))
+        """Metrics of each peer's projections, beside the losses."""
+        self.meters = Meters((*objective.names, *self.deviations), self.device)
         self.networks = [torch.compile(peer) if settings.compiled else peer for peer in self.peers]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.scaler.scale(torch.zeros((), device=self.device))  # its state exists from now on, for graph and checkpoint

@@ -27,17 +27,16 @@ from dogo_fast.training.optimisers import learning_rate_factor
 from dogo_fast.training.precision import automatic_precision
 from dogo_fast.training.progress import Progress, find_resumed, folder_of, start_from
 from dogo_fast.training.run_folder import RunFolder
-from dogo_fast.training.step import DEVIATIONS
 
 COLLAPSED = 0.1
 """Of 1/√D, the standard deviation of projections that point everywhere."""
 
 
 class Trainer:
-    """Trains two peers together; ten lines of a notebook are enough.
+    """Trains two peers or more together; ten lines of a notebook are enough.
 
     Args:
-        backbones: two names (see ``dogo_fast.peers``) or any modules that map [N, 3, S, S] to [N, features].
+        backbones: two or more names (see ``dogo_fast.peers``) or any modules that map [N, 3, S, S] to [N, features].
         data: images uint8 [N, 3, H, W], a data set, or a source of images to stream.
         config: the settings; or give them as ``options``, the fields of ``PretrainConfig``, by name.
 
@@ -66,11 +65,16 @@ class Trainer:
         **options: Any,
     ) -> None:
         refuse_several_processes()
-        if len(backbones) != 2:
-            raise ValueError(f"backbones must be two, got {len(backbones)}")
+        if len(backbones) < 2:
+            raise ValueError(f"backbones must be two or more, got {len(backbones)}")
         if config is not None and options:
             raise ValueError(f"options must not be given beside config, got {', '.join(options)}")
-        given = config or PretrainConfig(**options)
+        # how many there are decides what one value for all peers means; their names are looked at below
+        given = config or PretrainConfig(**{"peers": ("small",) * len(backbones), **options})
+        if len(given.peers) != len(backbones):
+            raise ValueError(
+                f"backbones must be as many as `peers` of config, {len(given.peers)}, got {len(backbones)}"
+            )
         found = find_resumed(given)
         by_name = isinstance(data, DataSet) and data.name == given.data
         saved = {} if found is None or given.precision != "auto" else {"precision": found[1]["config"]["precision"]}
@@ -252,7 +256,7 @@ class Trainer:
 
     def _deviations(self) -> Iterator[tuple[str, int]]:
         """The metric that tells of a peer's collapse, and the columns of its projections."""
-        return ((name, peer.projection_width) for name, peer in zip(DEVIATIONS, self.peers, strict=True))
+        return ((name, peer.projection_width) for name, peer in zip(self.step.deviations, self.peers, strict=True))
 
     def _warn_of_collapse(self, row: dict[str, float]) -> None:
         """Once, after an epoch in which a peer's projections were nearly the same for all images."""
