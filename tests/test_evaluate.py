@@ -1,5 +1,6 @@
 """The suite, the paper's probe, fine-tuning, weights of every kind, and the command around them."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_holding_out_trains_on_the_rest_and_scores_on_what_was_held_out(digits: 
     assert trainer.data.notes[-1].startswith(f"{len(kept)} of 1437 training images are trained on")
     with pytest.raises(UserError, match="need images that all have labels"):
         Trainer(("small", "small"), digits.pretraining, epochs=1, hold_out=0.2, device="cpu")
+
+
+def test_scores_on_the_way_are_in_the_metrics_keep_the_best_and_change_nothing(digits: DataSet, tmp_path: Path):
+    def trainer(**more: object) -> Trainer:
+        return Trainer(("small", "small"), digits, epochs=4, device="cpu", learning_rate=1e-4, **more)
+
+    plain, scored = trainer(), trainer(score_every=2, out=tmp_path / "run")
+    plain.fit()
+    scored.fit(until=3)
+    scored = trainer(score_every=2, out=tmp_path / "run", resume="auto")
+    scored.fit()
+    assert [sorted(key for key in row if "knn" in key) for row in scored.history] == [[], ["knn_1", "knn_2"]] * 2
+    assert [row["loss"] for row in scored.history] == [row["loss"] for row in plain.history]
+    for number, backbone in enumerate(scored.backbones, 1):
+        assert scored.history[-1][f"knn_{number}"] == Suite(backbone, digits).scores(["knn"])["knn"][0]
+    means = {row["epoch"]: row["knn_1"] + row["knn_2"] for row in scored.history if "knn_1" in row}
+    best = max(means, key=lambda epoch: (means[epoch], -epoch))
+    assert scored.progress.notes["best"]["epoch"] == best
+    of_best = load_networks(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert sum(Suite(each.backbone, digits).scores(["knn"])["knn"][0] for each in of_best) == means[best]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["knn_1"] != "" for row in rows] == [False, True, False, True]
+    with pytest.raises(UserError, match=r"`score_every` needs labelled .*, images has not"):
+        Trainer(("small", "small"), digits.pretraining, score_every=1, device="cpu")
 
 
 # ------------------------------------------------------------------------------------------------------- weights

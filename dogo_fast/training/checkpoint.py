@@ -20,6 +20,7 @@ from dogo_fast.errors import UserError
 FORMAT = "dogo_fast checkpoint"
 VERSION = 2
 FOLDER = "checkpoints"
+BEST = "best.pt"
 KEPT = 2
 CONTENT = {
     "config": dict,
@@ -68,14 +69,7 @@ class CheckpointFolder:
         Raises:
             UserError: it cannot be written; the earlier ones are untouched.
         """
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
-        path = self.path / f"step_{content['step']:09d}.pt"
-        try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be made ({error.strerror}); what was finished is kept") from None
-        write_atomically(path, buffer.getvalue())
+        path = self._write(f"step_{content['step']:09d}.pt", content)
         files = self.files()
         place = files.index(path)
         for old in files[place + KEPT :]:
@@ -84,6 +78,24 @@ class CheckpointFolder:
         for later in files[:place]:
             later.unlink(missing_ok=True)
         return path
+
+    def save_best(self, content: dict[str, Any]) -> Path:
+        """Write ``best.pt``, in place of an earlier one.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        return self._write(BEST, content)
+
+    def _write(self, name: str, content: dict[str, Any]) -> Path:
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}); what was finished is kept") from None
+        write_atomically(self.path / name, buffer.getvalue())
+        return self.path / name
 
 
 def _step_of(path: Path) -> int:

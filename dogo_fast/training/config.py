@@ -38,6 +38,7 @@ FREE_ON_RESUME = frozenset(
         "graph",
         "tensorboard",
         "wandb",
+        "score_every",
         "evaluate",
         "start_from",
     )
@@ -172,6 +173,8 @@ class PretrainConfig(BaseModel):
     """Keep a checkpoint every so many epochs (0: only the last two steps saved, which are there in any case)."""
     save_minutes: float = Field(10.0, gt=0)
     """Save in the middle of an epoch, too, after so many minutes without a checkpoint."""
+    score_every: int = Field(0, ge=0)
+    """Every so many epochs, measure each peer's k-NN accuracy; the best state of them all is kept (0: never)."""
     evaluate: bool = True
     """Compare the features before and after by k-NN and a linear probe, where the data set has labels."""
     tensorboard: bool = False

@@ -97,9 +97,10 @@ class RunFolder:
         self.write_json(CONFIG, {"config": options, "versions": versions, "device_name": name})
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
-        """All epochs so far; every row has the same columns."""
+        """All epochs so far; what a row has not, as scores that are measured now and then, is left empty."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path / "metrics.csv", text.getvalue().encode())

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dogo_fast.data import Batch, DataSet, Images, ImageSource, IterableSource, make_loader
 from dogo_fast.errors import RunInterrupted, UserError
-from dogo_fast.evaluation.subsets import hold_out, power_law_subset
+from dogo_fast.evaluation import extract_features, hold_out, knn_accuracy, power_law_subset
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
@@ -103,6 +103,9 @@ class Trainer:
         self.progress = Progress(self.config, self.data, self.step, self.resumed_from)
         self.asked_to_stop: str | None = None
         self._capture_tried = self._warned = False
+        self._scored = ""
+        if self.config.score_every and (self.data.train is None or self.data.test is None):
+            raise UserError(f"`score_every` needs labelled training and test images, {self.data.name} has not")
         self._folder: RunFolder | None = None
         self._saved_at = clock()
         self.started_from: Path | None = None
@@ -224,14 +227,39 @@ class Trainer:
             progress.partial = metrics.state()  # a later fit goes on from the last whole step
             raise
         row = metrics.row(self._learning_rates(self.steps - metrics.steps))
+        best = self._score(row)
         progress.history.append(row)
         self._warn_of_collapse(row)
         progress.epoch, progress.position = progress.epoch + 1, 0
         for logger in loggers:  # first: what follows the checkpoint that a run goes on from is purged
             logger.write(row, self.steps)
         if self._folder is not None:
+            if best:  # first: a run that is killed between the two scores this epoch again
+                self._folder.checkpoints.save_best(self.state())
             self.save(self._folder)
             self._folder.write_metrics(self.history)
+
+    def _score(self, row: dict[str, float]) -> bool:
+        """Add each peer's k-NN accuracy, where it is time for that; whether their mean is the best so far."""
+        data, epoch = self.data, int(row["epoch"])
+        if not self.config.score_every or epoch % self.config.score_every:
+            return False
+        assert data.train is not None and data.test is not None
+        for number, backbone in enumerate(self.backbones, 1):
+            train, test = (
+                extract_features(backbone, part, data, self.config.workers) for part in (data.train, data.test)
+            )
+            try:
+                row[f"knn_{number}"] = knn_accuracy(*train, *test)
+            except ValueError as error:  # no labelled images, or features that overflow
+                raise UserError(f"the features of {data.name} cannot be scored: {error}") from None
+        scores = [row[f"knn_{number}"] for number in range(1, len(self.peers) + 1)]
+        self._scored = f", k-NN {' + '.join(f'{score:.1%}' for score in scores)} after {epoch}"
+        mean = sum(scores) / len(scores)
+        if "best" in self.progress.notes and mean <= self.progress.notes["best"]["knn"]:
+            return False
+        self.progress.notes["best"] = {"epoch": epoch, "knn": mean}
+        return True
 
     def _train_batches(self, metrics: EpochMetrics, interrupt: Interrupt, bar: "tqdm[Any]") -> None:
         progress = self.progress
@@ -249,7 +277,7 @@ class Trainer:
                 shown = " + ".join(f"{losses[f'loss_{number}']:.3f}" for number in range(1, len(self.peers) + 1))
                 apart = " + ".join(f"{losses[name] * width**0.5:.0%}" for name, width in self._deviations())
                 wait = f"{metrics.wait_share():.0%}"
-                bar.set_postfix_str(f"loss {shown}, spread {apart}, data wait {wait}", refresh=False)
+                bar.set_postfix_str(f"loss {shown}, spread {apart}, data wait {wait}{self._scored}", refresh=False)
             if metrics.steps < len(self.loader):
                 self._between_batches(metrics, interrupt)
             start = clock()
