@@ -19,6 +19,7 @@ from dogo_fast.errors import DivergedError, RunInterrupted, StoppedBySignal, Use
 COMMANDS = {
     "pretrain": "Train two peers together; compare their features with the same networks untrained.",
     "evaluate": "Measure what the features of a run's peers, or of any weights, are good for.",
+    "compare": "Put runs side by side: tables, gains over a baseline, pictures.",
     "augment": "Save a sheet of views, to look at.",
     "benchmark": "Measure every kernel against what it is compared with, on the CPU and on a GPU if there is one.",
     "tune": "Measure tiles of the loss's kernels on the present GPU and keep the fastest for the losses to load.",

@@ -35,11 +35,14 @@ import triton
 
 from dogo_fast import __version__
 from dogo_fast.atomic import write_atomically
+from dogo_fast.commands.compare import GAINS, describe
 from dogo_fast.data import DataSet, load_data_set
 from dogo_fast.errors import RunInterrupted
 from dogo_fast.evaluation import KINDS, Suite
 from dogo_fast.locks import locked
 from dogo_fast.measuring import commit
+from dogo_fast.reporting.comparison import compare, read_run
+from dogo_fast.reporting.plots import draw_gains
 from dogo_fast.training import PretrainConfig, Trainer
 
 ROOT = Path(__file__).parent
@@ -52,6 +55,14 @@ FIRST = 3
 EVERYTHING = tuple(kind for kind in KINDS if kind != "finetune")
 
 Settings = Mapping[str, Any]
+
+HEAD = """# Does distillation help?
+
+Made of the records in experiments/records/{preset}, by
+`python experiments/dogo_vs_simclr.py --preset {preset} --page docs/results.md`; the script's head says how.
+{epochs} epochs, settings {settings}. Scores are accuracies on complete test splits, as `dogo-fast evaluate` has them;
+`corruptions` is at the severities that the preset names.
+"""
 
 
 @dataclass(frozen=True)
@@ -268,6 +279,45 @@ def work(preset: Preset, options: argparse.Namespace) -> None:
             time.sleep(2)  # for the others' cells, on which the next ones depend
 
 
+def write_page(name: str, records: Path, path: Path) -> None:
+    """The page, and its pictures in the folder results beside it, of the records alone."""
+    preset = PRESETS[name]
+    parts = [HEAD.format(preset=name, epochs=preset.settings["epochs"], settings=json.dumps(preset.settings))]
+    pictures = path.parent / "results"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for pair in preset.pairs:
+        parts.append(f"## Peers {', '.join(pair)}\n")
+        parts.append(_choice_table(preset, pair, records))
+        arms = [*main_cells(preset, pair, records, more=False), *main_cells(preset, pair, records, more=True)]
+        runs = [read_run(records / f"{cell.name}.json") for cell in arms if read_record(records, cell) is not None]
+        missing = len(arms) - len(runs)
+        parts.append(f"{len(runs)} of {len(arms)} runs are done.\n" if missing or not arms else "")
+        if any(run.arm == "alone-best" for run in runs):
+            (comparison,) = compare(runs, "alone-best")
+            parts.append(describe(comparison) + "\n")
+            for beginning, (what, label) in GAINS.items():
+                drawn = draw_gains(comparison, beginning, label, pictures / f"{name}-{'-'.join(pair)}-{what}.png")
+                parts += [f"![gain against {what}](results/{drawn.name})\n"] if drawn else []
+    write_atomically(path, "\n".join(part for part in parts if part).encode())
+
+
+def _choice_table(preset: Preset, pair: tuple[str, str], records: Path) -> str:
+    """What was chosen from, and what was chosen."""
+    lines = ["| chosen from | k-NN | linear probe | mean |", "|---|--:|--:|--:|"]
+    machines = set()
+    for cell in choice_cells(preset, pair, records):
+        record = read_record(records, cell)
+        if record is not None:
+            machines.add("{device}, torch {torch}, commit {commit:.10}".format(**record["about"]))
+            scores = [record[f"peer_{number}"]["scores"] for number in (1, 2)]
+            knn, linear = (", ".join(f"{100 * each[score][0]:.1f}" for each in scores) for score in ("knn", "linear"))
+            lines.append(f"| {cell.arm} | {knn} | {linear} | {100 * validation_score(record):.2f} |")
+    chosen = {kind: choose(preset, pair, kind, records) for kind in ("alone", "dogo")}
+    words = [f"{kind}: {json.dumps(settings)}" for kind, settings in chosen.items() if settings]
+    text = "Accuracy of peer 1, peer 2 on the held-out tenth, one seed, in %; " + "; ".join(sorted(machines))
+    return f"{text}.\n\n" + "\n".join(lines) + f"\n\nChosen: {'; '.join(words) or 'not yet'}.\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
@@ -283,9 +333,7 @@ def main() -> int:
     options.work = options.work or Path("runs") / f"experiment-{options.preset}"
     options.transfer = [(name, folder) for name, _, folder in (word.partition("=") for word in options.transfer)]
     if options.page is not None:
-        from results_page import page
-
-        write_atomically(options.page, page(options.preset, PRESETS[options.preset], options.records).encode())
+        write_page(options.preset, options.records, options.page)
         return 0
     for folder in (options.records, options.work):
         folder.mkdir(parents=True, exist_ok=True)

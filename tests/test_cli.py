@@ -183,7 +183,7 @@ def test_runs_that_stop_early_say_why_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    def stop(config: object) -> None:
+    def stop(config: object, report: object) -> None:
         raise raised
 
     monkeypatch.setattr(dogo_fast.training, "pretrain", stop)
@@ -385,7 +385,7 @@ def test_a_mistyped_command_is_answered_with_those_like_it(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(arguments) == 2
-    allowed = "the command must be one of pretrain, evaluate, augment, benchmark, tune"
+    allowed = "the command must be one of pretrain, evaluate, compare, augment, benchmark, tune"
     assert capsys.readouterr().err == f"dogo-fast: error: {allowed}, got {message}\n"
 
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
 from dogo_fast.commands.options import Options, parse
 from dogo_fast.data import DECODE_SIZE, ImageSource, Pictures, load_data_set
@@ -18,13 +17,10 @@ from dogo_fast.philox import derive_seed
 from dogo_fast.training.building import choose_recipe
 from dogo_fast.training.config import CheckedRecipe, Metavar, resolve_device
 from dogo_fast.views import Augmentation
+from dogo_fast.views.sheet import arrange
 
 VIEWS = 4
 """Two of each of two peers."""
-MARGIN = 2
-"""Pixels between the pictures."""
-SMALLEST = 96
-"""Small pictures are enlarged to at least this side, without smoothing."""
 
 
 class AugmentConfig(Options):
@@ -87,20 +83,10 @@ def save_sheet(config: AugmentConfig) -> str:
     for epoch in range(1, config.epochs + 1):
         augmentation.epoch.fill_(epoch)
         columns += list(augmentation(pictures, indices))
-    picture = _arrange(torch.stack([column.cpu() for column in columns], dim=1))
+    picture = arrange(torch.stack([column.cpu() for column in columns], dim=1))
     try:
         Image.fromarray(picture.numpy()).save(config.out)
     except (OSError, ValueError) as error:
         raise UserError(f"`out` must be a picture file that can be written here, got {config.out} ({error})") from None
     views = VIEWS * config.epochs
     return f"{config.out}: {count} images of {data.name}, each with {views} views ({VIEWS} an epoch, two of each peer)"
-
-
-def _arrange(pictures: Tensor) -> Tensor:
-    """uint8 [height, width, 3] of pictures [rows, columns, 3, S, S] in [0, 1], on white."""
-    scale = -(-SMALLEST // pictures.shape[-1])
-    pictures = pictures.repeat_interleave(scale, dim=3).repeat_interleave(scale, dim=4)
-    framed = torch.nn.functional.pad(pictures, (MARGIN,) * 4, value=1.0)
-    rows, columns, _, height, width = framed.shape
-    sheet = framed.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
-    return (sheet * 255).round().clamp(0, 255).to(torch.uint8)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dogo_fast import training
 from dogo_fast.commands.options import Options, check, given
+from dogo_fast.reporting.report import write_report
 from dogo_fast.training import PeerResult, PretrainConfig
 from dogo_fast.training.config import Metavar
 from dogo_fast.training.options import starting_point
@@ -48,7 +49,7 @@ def read(words: Sequence[str], summary: str) -> Callable[[], None]:
 def run(config: PretrainConfig) -> None:
     """Train, then print the table."""
     start = time.perf_counter()
-    results = training.pretrain(config)
+    results = training.pretrain(config, write_report)
     if all(peer.untrained is not None or peer.trained is not None for peer in results):
         print(format_table(results))
     print(f"{time.perf_counter() - start:.0f} s in total")

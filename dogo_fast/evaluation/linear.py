@@ -7,8 +7,6 @@ from torch import Tensor
 from dogo_fast.evaluation.checks import check_rows, exponents, widened
 
 ITERATIONS = 200
-HISTORY = 10
-"""Steps that L-BFGS remembers, as scikit-learn's; with torch's 100 most of the time goes into them."""
 
 
 class LinearProbe:
@@ -43,12 +41,7 @@ class LinearProbe:
     def _fit(self, rows: Tensor, numbers: Tensor, penalty: float) -> None:
         learnt = [self._weight.requires_grad_(), self._bias.requires_grad_()]
         optimiser = torch.optim.LBFGS(
-            learnt,
-            max_iter=ITERATIONS,
-            history_size=HISTORY,
-            tolerance_grad=1e-5,
-            tolerance_change=1e-8,
-            line_search_fn="strong_wolfe",
+            learnt, max_iter=ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
         )
 
         def objective() -> Tensor:

@@ -40,6 +40,7 @@ FREE_ON_RESUME = frozenset(
         "wandb",
         "score_every",
         "evaluate",
+        "report",
         "start_from",
     )
 )
@@ -177,6 +178,8 @@ class PretrainConfig(BaseModel):
     """Every so many epochs, measure each peer's k-NN accuracy; the best state of them all is kept (0: never)."""
     evaluate: bool = True
     """Compare the features before and after by k-NN and a linear probe, where the data set has labels."""
+    report: bool = True
+    """Leave a report with pictures in the run folder."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well."""
     wandb: bool = False

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,8 +31,15 @@ class PeerResult:
     trained: Scores | None
 
 
-def pretrain(config: PretrainConfig) -> tuple[PeerResult, ...]:
+Reporter = Callable[[Trainer, RunFolder, Sequence[PeerResult]], None]
+
+
+def pretrain(config: PretrainConfig, report: Reporter | None = None) -> tuple[PeerResult, ...]:
     """Train all peers as configured, evaluate them, and leave everything in the run folder.
+
+    Args:
+        config: the settings.
+        report: called at the end, where ``config.report`` asks for it.
 
     Raises:
         UserError: something in the configuration, the data files or a checkpoint; a new run has written nothing then.
@@ -69,6 +76,8 @@ def pretrain(config: PretrainConfig) -> tuple[PeerResult, ...]:
         trained = _evaluate(evaluate_features, trainer, "trained")
         results = tuple(PeerResult(*result) for result in zip(config.peers, untrained, trained, strict=True))
         folder.write_json("results.json", {f"peer_{number}": _measured(peer) for number, peer in enumerate(results, 1)})
+        if report is not None and config.report:
+            report(trainer, folder, results)
     return results
 
 
