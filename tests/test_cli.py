@@ -241,9 +241,9 @@ def test_a_signal_to_all_processes_of_a_streaming_run_ends_it_saved(tmp_path: Pa
     options += ["--workers", "1", "--epochs", "4000", "--batch-size", "16", "--device", "cpu", "--resume", "auto"]
     for number in (signal.SIGINT, signal.SIGTERM):
         with start(*options, "--out", str(tmp_path / "run"), start_new_session=True) as process:
-            begun = time.time()
-            metrics = tmp_path / "run" / "metrics.csv"
-            while not (metrics.exists() and metrics.stat().st_mtime > begun) and time.time() < begun + 100:
+            begun, metrics = time.time(), tmp_path / "run" / "metrics.csv"
+            known = len(metrics.read_bytes()) if metrics.exists() else 0  # which a resumed run writes before it trains
+            while not (metrics.exists() and len(metrics.read_bytes()) > known) and time.time() < begun + 100:
                 time.sleep(0.05)
             os.killpg(process.pid, number)
             output, errors = process.communicate(timeout=100)

@@ -161,7 +161,11 @@ def test_cifar10_names_a_damaged_list_of_classes(cifar_folder: Path):
         ("tiny-imagenet", None, "`data_dir` is required with `data` tiny-imagenet.*tiny-imagenet-200.zip"),
         ("folder", None, "`data_dir` is required with `data` folder"),
         ("folder", Path("/nowhere"), "`data_dir` must be an existing folder, got /nowhere"),
-        ("imagenet", None, "`data` must be one of digits, cifar10, .*torchvision:NAME, hf:PATH, got 'imagenet'"),
+        (
+            "imagenet",
+            None,
+            "`data` must be one of digits, cifar10, .*torchvision:NAME, hf:PATH, list:NAME, got 'imagenet'",
+        ),
         ("hf:", None, "`data` must be one of .*, got 'hf:'"),
     ],
 )
@@ -188,7 +192,7 @@ def test_wrong_option_is_one_clear_line(option: dict[str, object], message: str)
 def test_names_are_checked_with_what_is_allowed():
     for name in (*DATA_SETS, "torchvision:MNIST", "hf:some/folder"):
         check_data_name(name)
-    with pytest.raises(ValueError, match=r"must be one of digits, .*, folder, torchvision:NAME, hf:PATH"):
+    with pytest.raises(ValueError, match=r"must be one of digits, .*, folder, torchvision:NAME, hf:PATH, list:NAME"):
         check_data_name("torchvision:")
 
 

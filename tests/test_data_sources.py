@@ -487,3 +487,29 @@ def test_missing_package_of_hugging_face_is_one_clear_line(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"needs the package datasets, which is missing: pip install datasets"):
         load_data_set(f"hf:{tmp_path}")
+
+
+def test_lists_of_files_are_read_as_domainnet_publishes_them(tmp_path: Path):
+    for place, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
+        (tmp_path / "clipart" / "a b").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9 + place, 7), colour).save(tmp_path / "clipart" / "a b" / f"{place}.png")
+    lines = [f"clipart/a b/{place}.png {label}" for place, label in ((0, 5), (1, 0), (2, 344))]
+    (tmp_path / "clipart_train.txt").write_text("\n".join(lines[:2]) + "\n")
+    (tmp_path / "clipart_test.txt").write_text(lines[2])
+    data = load_data_set("list:clipart", tmp_path, residence="stream")
+    assert data.train.labels.tolist() == [5, 0] and data.test.labels.tolist() == [344]
+    assert data.train.read(1)[:, 0, 0].tolist() == [0, 255, 0] and data.test.read(0).shape == (3, 7, 11)
+    (tmp_path / "real_train.txt").write_text(lines[0])
+    assert load_data_set("list:real", tmp_path).notes == (f"no real_test.txt in {tmp_path}: no scores",)
+    for content, message in (
+        ("clipart/a b/0.png", r"damaged in line 1: .*got 'clipart/a b/0.png'"),
+        ("", "names no images"),
+        ("gone.png 3", "gone.png, which is missing"),
+    ):
+        (tmp_path / "real_train.txt").write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_data_set("list:real", tmp_path)
+    with pytest.raises(UserError, match=r"sketch_train.txt is missing"):
+        load_data_set("list:sketch", tmp_path)
+    with pytest.raises(UserError, match="must be the folder that holds the lists"):
+        load_data_set("list:sketch", None)

@@ -11,6 +11,7 @@ from dogo_fast.data.cifar100 import load_cifar100
 from dogo_fast.data.data_set import DataSet, Images, Split
 from dogo_fast.data.decoding import batches_in_order
 from dogo_fast.data.digits import load_digits
+from dogo_fast.data.file_list import load_file_list
 from dogo_fast.data.folder import load_folder
 from dogo_fast.data.iterable import IterableLoader, IterableSource
 from dogo_fast.data.loader import Batch, ResidentLoader
@@ -48,8 +49,9 @@ __all__ = [
 
 DATA_SETS = ("digits", "cifar10", "cifar100", "stl10", "tiny-imagenet", "folder")
 """What a name may be."""
-DATA_PREFIXES = ("torchvision:", "hf:")
-"""What a name may begin with instead: a class of torchvision.datasets, a folder that Hugging Face's package reads."""
+DATA_PREFIXES = ("torchvision:", "hf:", "list:")
+"""What a name may begin with instead: a class of torchvision.datasets, a folder that Hugging Face's package reads, a
+list of files."""
 
 
 def check_data_name(name: str) -> None:
@@ -59,7 +61,7 @@ def check_data_name(name: str) -> None:
         ValueError: the message says what is allowed.
     """
     if name not in DATA_SETS and not any(name.startswith(prefix) and name != prefix for prefix in DATA_PREFIXES):
-        raise ValueError(f"must be one of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH")
+        raise ValueError(f"must be one of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH, list:NAME")
 
 
 def load_data_set(
@@ -74,7 +76,7 @@ def load_data_set(
     """The data set ``name``, on the CPU. Nothing is downloaded.
 
     Args:
-        name: one of ``DATA_SETS``, "torchvision:NAME" or "hf:PATH". ``digits`` is embedded (scikit-learn's).
+        name: one of ``DATA_SETS``, "torchvision:NAME", "hf:PATH" or "list:NAME". ``digits`` is embedded.
         directory: where the files lie; not for ``digits``.
         view_size: side of the views, pixels; None for the data set's own where a sample of 16 images are all squares of
             one size up to 224, else 224.
@@ -111,6 +113,8 @@ def _load(name: str, directory: Path | None) -> DataSet:
         return load_torchvision(name, directory)
     if name.startswith("hf:"):
         return load_hugging_face(name, directory)
+    if name.startswith("list:"):
+        return load_file_list(name, directory)
     for tensors_name, load_tensors in (("cifar10", load_cifar10), ("cifar100", load_cifar100), ("stl10", load_stl10)):
         if name == tensors_name:
             return load_tensors(directory)

@@ -91,7 +91,8 @@ class PretrainConfig(BaseModel):
 
     data: Annotated[str, Metavar("NAME")] = Field(
         "digits",
-        description=f"One of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH; all but digits from `data_dir`.",
+        description=f"One of {', '.join(DATA_SETS)}, torchvision:NAME, hf:PATH, list:NAME; all but digits from "
+        "`data_dir`.",
     )
     data_dir: Annotated[Path | None, Metavar("DIR")] = None
     """Folder that holds the data set's files; nothing is ever downloaded."""
