@@ -207,3 +207,11 @@ def test_every_record_in_the_repository_is_whole(experiment: ModuleType):
         for number in (1, 2):
             values = [value for each in record[f"peer_{number}"]["scores"].values() for value in each]
             assert values and bool(((torch.tensor(values) >= 0) & (torch.tensor(values) <= 1)).all())
+
+
+def test_the_page_of_results_is_what_the_records_make(experiment: ModuleType, tmp_path: Path):
+    experiment.write_page("cpu", ROOT / "experiments" / "records" / "cpu", tmp_path / "results.md")
+    advice = "python experiments/dogo_vs_simclr.py --preset cpu --page docs/results.md"
+    assert (ROOT / "docs" / "results.md").read_text() == (tmp_path / "results.md").read_text(), advice
+    named = {path.name for path in (tmp_path / "results").iterdir()}
+    assert {path.name for path in (ROOT / "docs" / "results").glob("cpu-*.png")} == named
