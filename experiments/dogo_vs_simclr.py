@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class Preset:
         settings: of every run.
         seeds: of the main stage.
         temperatures, kd_temperatures, kd_weights: what is chosen from; of the second the others are tried at the best.
+        methods: by name, those of both peers that are trained beside SimCLR's, alone and with DoGo as chosen for that.
         kinds: of evaluation, in the main stage.
         severities: of corruptions.
     """
@@ -84,19 +85,27 @@ class Preset:
     temperatures: tuple[float, ...] = (0.1, 0.2, 0.5)
     kd_temperatures: tuple[float, ...] = (0.1, 0.05, 0.2)
     kd_weights: tuple[float, ...] = (1.0, 3.0)
+    methods: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     kinds: tuple[str, ...] = EVERYTHING
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
 _CIFAR = {"data": "cifar10", "recipe": "cifar", "batch_size": 256, "learning_rate": 2e-3}
 _GPU = {**_CIFAR, "batch_size": 512, "optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4}
+_OTHERS = {"simsiam": ("simsiam", "simsiam"), "mixed": ("simclr", "simsiam")}
 _LARGE = (("resnet18", "resnet18"), ("resnet18", "resnet50"), ("wrn-16-2", "wrn-28-2"))
 PRESETS = {
-    "cpu": Preset((("small", "small"), ("small", "medium")), {**_CIFAR, "epochs": 6}, severities=(3,)),
-    "gpu-short": Preset(_LARGE, {**_GPU, "epochs": 100, "warmup_epochs": 10}, kinds=tuple(KINDS)),
-    "gpu-paper": Preset(_LARGE, {**_GPU, "epochs": 500, "warmup_epochs": 10}, kinds=tuple(KINDS)),
+    "cpu": Preset((("small", "small"), ("small", "medium")), {**_CIFAR, "epochs": 6}, methods=_OTHERS, severities=(3,)),
+    "gpu-short": Preset(_LARGE, {**_GPU, "epochs": 100, "warmup_epochs": 10}, methods=_OTHERS, kinds=tuple(KINDS)),
+    "gpu-paper": Preset(_LARGE, {**_GPU, "epochs": 500, "warmup_epochs": 10}, methods=_OTHERS, kinds=tuple(KINDS)),
     "trial": Preset(
-        (("small", "small"),), {"data": "digits", "epochs": 1}, (0, 1), (0.2, 0.5), (0.1,), (1.0,), ("knn", "linear")
+        (("small", "small"),),
+        {"data": "digits", "epochs": 1},
+        (0, 1),
+        (0.2, 0.5),
+        (0.1,),
+        (1.0,),
+        kinds=("knn", "linear"),
     ),
 }
 """``cpu``: what two cores do in some hours. ``trial``: a minute, to see the program work."""
@@ -153,6 +162,9 @@ def main_cells(preset: Preset, pair: tuple[str, str], records: Path, more: bool)
         "dogo-authors": {"temperature": USUAL, "kd_weight": (100.0, 1.0), "kl_reduction": "mean"},
         "dogo-shared": {**dogo, "shared_views": True},
     }
+    for name, methods in preset.methods.items():
+        arms[f"{name}-alone"] = {**dict(chosen["alone"] or {}), "method": methods}
+        arms[f"{name}-dogo"] = {**dogo, "method": methods}
     for seed in preset.seeds:
         for arm, settings in list(arms.items())[FIRST:] if more else list(arms.items())[:FIRST]:
             yield Cell("main", pair, arm, seed, settings)

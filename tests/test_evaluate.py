@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -264,6 +265,22 @@ def test_the_command_scores_a_run_and_keeps_what_it_has(run: Path, capsys: pytes
     assert set(found["peer_2"]["scores"]) == {"labels-1", "labels-5", "labels-10"}
     network, data = load_networks(run)[0], load_data_set("digits")
     assert found["peer_1"]["scores"]["knn"] == Suite(network.backbone, data).scores(["knn"])["knn"]
+
+
+def test_scores_on_other_data_and_of_checkpoints_leave_a_runs_own_alone(run: Path, tmp_path: Path):
+    for image in range(12):
+        folder = tmp_path / "images" / ("train" if image < 8 else "val") / "ab"[image % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (20 * image, 255 * (image % 2), 0)).save(folder / f"{image}.png")
+    assert main(["evaluate", str(run), "--only", "knn"]) == 0
+    own = (run / "evaluation.json").read_bytes()
+    assert (
+        main(["evaluate", str(run), "--only", "knn", "--data", "folder", "--data-dir", str(tmp_path / "images")]) == 0
+    )
+    assert main(["evaluate", str(next((run / "checkpoints").iterdir())), "--only", "knn"]) == 0
+    assert (run / "evaluation.json").read_bytes() == own
+    names = sorted(path.name for path in run.glob("evaluation*.json"))
+    assert names == ["evaluation-folder.json", "evaluation-step_000000011.json", "evaluation.json"]
 
 
 def test_weights_of_others_are_scored_at_the_data_sets_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -98,7 +99,7 @@ def run(config: EvaluateConfig) -> None:
             results[name] = {"name": network.name, "scores": _scores(network, data, transfer, config, device)}
             print(format_scores(f"{path}, {name.replace('_', ' ')} ({network.name}), {data.name}", results[name]))
         folder = _folder_of(path)
-        out = config.out or (None if folder is None else folder / RESULTS)
+        out = config.out or (None if folder is None else folder / _file_name(path, folder, data))
         if out is not None:
             _write(out, results, data, path)
 
@@ -154,9 +155,19 @@ def _folder_of(path: Path) -> Path | None:
     return folder if folder is not None and run_settings(folder) is not None else None
 
 
+def _file_name(path: Path, folder: Path, data: DataSet) -> str:
+    """``evaluation.json`` for the weights at the run's end on its own data set, what ``dogo-fast compare`` takes; for
+    others one that says which."""
+    own = (run_settings(folder) or {}).get("data") == data.name
+    at_end = path.is_dir() or path.parent.resolve() == folder.resolve()
+    words = [*([] if own else [re.sub(r"\W+", "-", data.name)]), *([] if at_end else [path.stem])]
+    return "-".join([RESULTS.removesuffix(".json"), *words]) + ".json"
+
+
 def _write(out: Path, results: dict[str, Any], data: DataSet, path: Path) -> None:
     """New scores beside those that are there for the same weights and data."""
-    about = {"data": data.name, "weights": path.name if path.is_file() else "last"}
+    at_end = path.is_dir() or path.suffix == ".safetensors"
+    about = {"data": data.name, "weights": "last" if at_end else path.name}
     content: dict[str, Any] = {"about": about, "versions": {"dogo_fast": __version__, "torch": torch.__version__}}
     content["device_name"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     try:
@@ -169,6 +180,8 @@ def _write(out: Path, results: dict[str, Any], data: DataSet, path: Path) -> Non
                 results[name]["scores"] = {**result["scores"], **results[name]["scores"]}
             elif name not in content:
                 results.setdefault(name, result)
+    elif before:
+        print(f"{out}: the scores of {before.get('about')} that were there are replaced")
     write_atomically(out, (json.dumps(content | dict(sorted(results.items())), indent=2) + "\n").encode())
     print(f"scores in {out}")
 

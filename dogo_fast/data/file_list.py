@@ -24,7 +24,8 @@ def load_file_list(name: str, directory: Path | None) -> DataSet:
         UserError: no directory, no ``NAME_train.txt``, a line that is no path and label, or a file that is not there.
     """
     if directory is None or not directory.is_dir():
-        raise UserError(f"`data_dir` must be the folder that holds the lists of `data` {name}, got {directory}")
+        got = "none" if directory is None else directory
+        raise UserError(f"`data_dir` must be the folder that holds the lists of `data` {name}, got {got}")
     domain = name.partition(":")[2]
     train = _read(directory, f"{domain}_train.txt")
     test = _read(directory, f"{domain}_test.txt") if (directory / f"{domain}_test.txt").exists() else None
