@@ -47,7 +47,7 @@ from dogo_fast.training import PretrainConfig, Trainer
 
 ROOT = Path(__file__).parent
 USUAL = 0.5
-"""NT-Xent's temperature in the authors' code, and this library's default."""
+"""NT-Xent's temperature in the authors' code, and of this library's losses where none is given."""
 CHOICE_SEED = 1000
 HELD_OUT = 0.1
 FIRST = 3

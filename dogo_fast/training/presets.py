@@ -22,6 +22,7 @@ _AUTHORS = {
     "learning_rate": 3e-4,
     "weight_decay": 1e-6,
     "decay_all": True,  # their optimiser is given all parameters
+    "temperature": 0.5,
     "kd_weight": (100.0, 1.0),
     "kl_reduction": "mean",
     "schedule": "constant",
