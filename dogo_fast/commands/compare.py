@@ -119,11 +119,11 @@ def _draw_networks(folders: dict[str, Run], config: CompareConfig, prefix: str) 
     first = next(iter(seen.values()))
     features = {f"{label}, peer {n}": rows for label, each in seen.items() for n, rows in enumerate(each.features, 1)}
     cosines = {f"{label}, peer {n}": rows for label, each in seen.items() for n, rows in enumerate(each.cosines, 1)}
+    wide = len(first.features)
+    path = config.out / f"{prefix}-similarities.png"
     return [
         plots.draw_features(
-            features, first.labels, first.class_names, config.out / f"{prefix}-features.png", config.features
+            features, first.labels, first.class_names, config.out / f"{prefix}-features.png", config.features, wide
         ),
-        plots.draw_similarities(
-            cosines, first.labels[: len(first.cosines[0])], config.out / f"{prefix}-similarities.png"
-        ),
+        plots.draw_similarities(cosines, first.labels[: len(first.cosines[0])], path, wide),
     ]

@@ -46,18 +46,25 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def _colours(labels: Sequence[str]) -> dict[str, Any]:
+    """The same for a label in every panel."""
+    return {label: matplotlib.colormaps["tab10"](place % 10) for place, label in enumerate(dict.fromkeys(labels))}
+
+
 def draw_curves(panels: Curves, path: Path) -> Path:
     """A panel a measure, over epochs; what was not measured in an epoch is passed over."""
+    colours = _colours([label for lines in panels.values() for label in lines])
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(panels))
         for axis, (title, lines) in zip(axes, panels.items(), strict=True):
             for label, values in lines.items():
                 known = [(epoch, value) for epoch, value in enumerate(values, 1) if not math.isnan(value)]
+                marks: Any = {"marker": "o" if len(known) < 20 else None, "ms": 3}
                 if known:
-                    axis.plot(*zip(*known, strict=True), label=label, marker="o" if len(known) < 20 else None, ms=3)
+                    axis.plot(*zip(*known, strict=True), color=colours[label], label=label, **marks)
             axis.set(title=title, xlabel="epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
-            if len(lines) > 1:
+            if len(colours) > 1:
                 axis.legend()
         return _save(figure, path)
 
@@ -65,6 +72,7 @@ def draw_curves(panels: Curves, path: Path) -> Path:
 def draw_gains(comparison: Comparison, prefix: str, label: str, path: Path) -> Path | None:
     """Gains over the baseline against the number at the end of a score's name, with their intervals; a panel a peer.
     None where there are none."""
+    colours = _colours(list(comparison.arms))
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(comparison.peers))
         drawn = False
@@ -78,7 +86,7 @@ def draw_gains(comparison: Comparison, prefix: str, label: str, path: Path) -> P
                 if points:
                     drawn = True
                     x, y, error = zip(*sorted(points), strict=True)
-                    axis.errorbar(x, y, error, label=arm, marker="o", ms=3, capsize=3)
+                    axis.errorbar(x, y, error, color=colours[arm], label=arm, marker="o", ms=3, capsize=3)
             axis.axhline(0, color="#888888", lw=0.8)
             axis.set(title=f"peer {number} ({name})", xlabel=label, ylabel=f"points over {comparison.baseline}")
             if axis.get_legend_handles_labels()[0]:
@@ -87,7 +95,12 @@ def draw_gains(comparison: Comparison, prefix: str, label: str, path: Path) -> P
 
 
 def draw_features(
-    features: Mapping[str, Tensor], labels: Tensor, class_names: Sequence[str], path: Path, method: str = "pca"
+    features: Mapping[str, Tensor],
+    labels: Tensor,
+    class_names: Sequence[str],
+    path: Path,
+    method: str = "pca",
+    columns: int = 3,
 ) -> Path:
     """A panel for each network: its features [N, F] in the plane, coloured by their labels [N].
 
@@ -97,12 +110,13 @@ def draw_features(
         class_names: of the labels.
         path: where to save it.
         method: ``"pca"``, the two principal components of the normalised features, or ``"tsne"``.
+        columns: panels beside each other.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = _panels(len(features), size=(4.0, 3.8))
+        figure, axes = _panels(len(features), columns, (4.0, 3.8))
         for axis, (title, rows) in zip(axes, features.items(), strict=True):
             unit = torch.nn.functional.normalize(rows[:POINTS].double(), dim=1).cpu().numpy()
             if method == "tsne":
@@ -119,12 +133,12 @@ def draw_features(
         return _save(figure, path)
 
 
-def draw_similarities(cosines: Mapping[str, Tensor], labels: Tensor, path: Path) -> Path:
+def draw_similarities(cosines: Mapping[str, Tensor], labels: Tensor, path: Path, columns: int = 3) -> Path:
     """A panel for each network: cosines [N, N] between the projections of two views of N images, sorted by label."""
     order = labels.argsort(stable=True).cpu()
     edges = np.flatnonzero(np.diff(labels.cpu()[order].numpy())) + 0.5
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = _panels(len(cosines), size=(3.6, 3.2))
+        figure, axes = _panels(len(cosines), columns, (3.6, 3.2))
         for axis, (title, matrix) in zip(axes, cosines.items(), strict=True):
             shown = axis.imshow(matrix.float().cpu()[order][:, order].numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
             for edge in edges:
