@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 INSTALLED_FROM := pyproject.toml setup.py
 
-.PHONY: pretrain test test-all sanitize bench bench-check bench-noise page lint compile-report roofline docs clean
+.PHONY: pretrain test test-all sanitize bench bench-check bench-noise gpu-check page lint compile-report roofline docs clean
 
 pretrain: $(VENV)/.installed-train
 	$(BIN)/dogo-fast pretrain $(ARGS)
@@ -61,6 +61,10 @@ bench-noise: $(VENV)/.installed-test
 	for run in $(RUNS); do \
 	  env -u OMP_WAIT_POLICY $(BIN)/dogo-fast benchmark --grid check --out build/check-$$run.json || exit 1; \
 	done
+
+# What a machine with a GPU is asked first, in slices of nine minutes: again until it says that all is done.
+gpu-check: $(VENV)/.installed-test
+	$(BIN)/python -m dogo_fast.bench.reports.gpu_check $(ARGS)
 
 # docs/performance.md, docs/plots/ and the figures of README.md, from the records.
 page: $(VENV)/.installed-test
