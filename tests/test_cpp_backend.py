@@ -198,6 +198,13 @@ def can_multiply_bfloat16() -> bool:
     return "avx512bw" in open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else False
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="Linux says what the processor is in /proc/cpuinfo")
+def test_products_are_made_in_sixteen_bits_by_what_the_processor_is(cpp_device: torch.device) -> None:
+    found = open("/proc/cpuinfo").read()
+    amx, amd = "amx_bf16" in found, "AuthenticAMD" in found and "avx512_bf16" in found
+    assert cpp_backend.fast_bfloat16() == (amx or amd)
+
+
 @pytest.mark.skipif(not can_multiply_bfloat16(), reason="oneDNN's 16-bit products need AVX-512")
 @pytest.mark.parametrize(("N", "D_1", "D_2"), [(2, 1, 3), (65, 63, 200), (300, 128, 64)])
 @pytest.mark.parametrize("losses", [dogo_losses, kl_losses])
@@ -206,8 +213,9 @@ def test_sixteen_bit_products_as_a_processor_with_amx_makes_them(
 ) -> None:
     """oneDNN's AVX-512 kernels take the same calls; the bar is that of the dense formula in bfloat16."""
     inputs = peers(N, D_1, D_2, torch.bfloat16)
+    monkeypatch.setattr(cpp_backend, "fast_bfloat16", lambda: False)
     wide, _ = evaluate(losses()[0], inputs)
-    monkeypatch.setattr(cpp_backend, "has_amx", lambda: True)
+    monkeypatch.setattr(cpp_backend, "fast_bfloat16", lambda: True)
     value, _ = check(*losses(), inputs)
     assert N == 2 or value != wide, "products were not made in 16 bits"
 
@@ -216,7 +224,7 @@ def test_sixteen_bit_products_as_a_processor_with_amx_makes_them(
 def test_autocast_asks_for_sixteen_bit_products_where_they_are_fast(
     cpp_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpp_backend, "has_amx", lambda: True)
+    monkeypatch.setattr(cpp_backend, "fast_bfloat16", lambda: True)
     inputs = peers(40, 16, 16)
     exact, _ = evaluate(dogo_losses()[0], inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -41,10 +41,11 @@ def padded_rows(rows: int) -> int:
 
 
 @cache
-def has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32. AVX512-BF16 alone does not: half as fast."""
+def fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32: with AMX, and AMD's with AVX512-BF16. Intel's with
+    AVX512-BF16 alone do not: half as fast."""
     extension.load()
-    return bool(torch.ops.dogo_fast_cpp.has_amx())
+    return bool(torch.ops.dogo_fast_cpp.fast_bfloat16())
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Problem(problem.Problem):
         if self.value_dtype == torch.float64:
             return (torch.float64,) * self.peers
         asked = [self.product if dtype == torch.float32 else dtype for dtype in self.dtypes]
-        return tuple(torch.bfloat16 if dtype == torch.bfloat16 and has_amx() else torch.float32 for dtype in asked)
+        return tuple(
+            torch.bfloat16 if dtype == torch.bfloat16 and fast_bfloat16() else torch.float32 for dtype in asked
+        )
 
     @property
     def pad_a(self) -> int:
