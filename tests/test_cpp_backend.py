@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ def can_multiply_bfloat16() -> bool:
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="Linux says what the processor is in /proc/cpuinfo")
 def test_products_are_made_in_sixteen_bits_by_what_the_processor_is(cpp_device: torch.device) -> None:
-    found = open("/proc/cpuinfo").read()
+    found = Path("/proc/cpuinfo").read_text()
     amx, amd = "amx_bf16" in found, "AuthenticAMD" in found and "avx512_bf16" in found
     assert cpp_backend.fast_bfloat16() == (amx or amd)
 
