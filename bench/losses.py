@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dogo_fast.ops import cpp_backend
 from dogo_fast.ops.compiling import KernelCase
 
 from . import contenders, per_kernel
@@ -47,7 +48,9 @@ def bench_loss(benchmark: Any, loss: str, case: LossCase, grid: str, rates: dict
     rest = iter([first])
     found = contenders.contenders(loss, case.device, WANTED[grid])
     measured = measure(benchmark, found, lambda: next(rest, None) or make(), BUDGET[grid])
-    multiplied = case.dtype if case.device == "cuda" else "float32"  # as which a CPU multiplies 16-bit rows
+    # as which a CPU multiplies 16-bit rows
+    narrow = case.device == "cuda" or (case.dtype == "bfloat16" and cpp_backend.fast_bfloat16())
+    multiplied = case.dtype if narrow else "float32"
     benchmark.extra_info.update(
         {
             "kind": "loss",

@@ -46,7 +46,7 @@ def commit() -> dict[str, Any]:
 
 @functools.cache
 def rates(device: str) -> dict[str, float]:
-    """A second, measured once a run, by kind of work: "float32" and, on a GPU, "bfloat16" and "float16" FLOP of matrix
+    """A second, measured once a run, by kind of work: "float32", "bfloat16" and, on a GPU, "float16" FLOP of matrix
     products, "exp2" exponentials, "copy" bytes read and written. On a CPU on all of torch's threads; exponentials are
     those of csrc/exp2.h within the caches, or on a GPU of a kernel that does nothing else, in registers."""
     on_gpu = device == "cuda"
@@ -56,7 +56,7 @@ def rates(device: str) -> dict[str, float]:
 
     found = {}
     side = 8192 if on_gpu else 1536
-    for dtype in (torch.float32, torch.bfloat16, torch.float16) if on_gpu else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if on_gpu else [])):
         a, b = torch.randn(2, side, side, device=device, dtype=dtype)
         multiply = functools.partial(torch.mm, a, b, out=torch.empty_like(a))
         found[str(dtype).removeprefix("torch.")] = 2 * side**3 / best(multiply, 30 if on_gpu else 15)
