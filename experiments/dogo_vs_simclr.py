@@ -220,16 +220,21 @@ def run_cell(
         for each in transfer
     ]
     kinds = tuple(kind for kind in kinds if kind != "transfer" or others)
-    peers = {}
+    peers: dict[str, Any] = {}
+    spent: dict[str, float] = {}
     for number, (name, backbone) in enumerate(zip(cell.pair, trainer.backbones, strict=True), 1):
-        scores = Suite(backbone, own, others, seeds=(cell.seed,), severities=preset.severities).scores(kinds)
+        suite, scores = Suite(backbone, own, others, seeds=(cell.seed,), severities=preset.severities), {}
+        for kind in kinds:
+            begun = time.perf_counter()
+            scores |= suite.scores([kind])
+            spent[kind] = round(spent.get(kind, 0.0) + time.perf_counter() - begun, 1)
         peers[f"peer_{number}"] = {"name": name, "scores": scores}
     record = {
         "cell": {"stage": cell.stage, "pair": cell.pair, "arm": cell.arm, "seed": cell.seed},
         "config": trainer.config.model_dump(mode="json", exclude={"out", "resume", "data_dir", "workers"}),
         **peers,
         "losses": [row["loss"] for row in trainer.history],
-        "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - start, 1)},
+        "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - start, 1), **spent},
         "about": about(trainer.device),
     }
     write_atomically(options.records / f"{cell.name}.json", (json.dumps(record, indent=1) + "\n").encode())
