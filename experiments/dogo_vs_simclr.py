@@ -44,6 +44,7 @@ from dogo_fast.measuring import commit
 from dogo_fast.reporting.comparison import compare, read_run
 from dogo_fast.reporting.plots import draw_gains
 from dogo_fast.training import PretrainConfig, Trainer
+from dogo_fast.training.config import resolve_device
 
 ROOT = Path(__file__).parent
 USUAL = 0.5
@@ -223,7 +224,8 @@ def run_cell(
     peers: dict[str, Any] = {}
     spent: dict[str, float] = {}
     for number, (name, backbone) in enumerate(zip(cell.pair, trainer.backbones, strict=True), 1):
-        suite, scores = Suite(backbone, own, others, seeds=(cell.seed,), severities=preset.severities), {}
+        suite = Suite(backbone, own, others, seeds=(cell.seed,), severities=preset.severities)
+        scores: dict[str, list[float]] = {}
         for kind in kinds:
             begun = time.perf_counter()
             scores |= suite.scores([kind])
@@ -274,6 +276,7 @@ def todo(preset: Preset, records: Path) -> Iterator[Cell]:
 def work(preset: Preset, options: argparse.Namespace) -> None:
     """Cells, one after the other, until all are done or the time is up."""
     started = time.monotonic()
+    about(resolve_device(options.device))  # now: the commit may be another when a cell ends
     data = load_data_set(str(preset.settings["data"]), options.data_dir)
     transfer = [load_data_set(name, Path(folder) if folder else None) for name, folder in options.transfer]
     while True:
