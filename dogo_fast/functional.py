@@ -155,14 +155,8 @@ def dogo_loss(
     Raises:
         TypeError, ValueError: as ``nt_xent``; also batch sizes that differ between the peers.
     """
-    pairs = []
-    for name, peer in (("peer_1", peer_1), ("peer_2", peer_2)):
-        a, b = validation.check_pair(name, peer, "(a, b)")
-        pairs.append(validation.check_views((f"{name} a", f"{name} b"), a, b))
+    pairs = _check_peers((peer_1, peer_2))
     (a_1, b_1), (a_2, b_2) = pairs
-    if a_1.shape[0] != a_2.shape[0]:
-        raise ValueError(f"peer_1 and peer_2 must have the same batch size N, got {a_1.shape[0]} and {a_2.shape[0]}")
-    validation.check_same_device(("peer_1", "peer_2"), a_1, a_2)
     temperature = validation.check_temperature("temperature", temperature, a_1.device)
     kd_temperature = validation.check_temperature("kd_temperature", kd_temperature, a_1.device)
     weights = validation.check_weights("kd_weight", kd_weight)
@@ -180,6 +174,20 @@ def dogo_loss(
         )
     settings = (*weights, kl_reduction)
     return DoGoLossOutput(*ops.DOGO_LOSS(tuple(pairs), (temperature, kd_temperature), settings, backend))
+
+
+def _check_peers(peers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The views of each, of one batch size on one device."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for number, peer in enumerate(peers, 1):
+        name = f"peer_{number}"
+        a, b = validation.check_views((f"{name} a", f"{name} b"), *validation.check_pair(name, peer, "(a, b)"))
+        if pairs and a.shape[0] != pairs[0][0].shape[0]:
+            sizes = f"{pairs[0][0].shape[0]} and {a.shape[0]}"
+            raise ValueError(f"peer_1 and {name} must have the same batch size N, got {sizes}")
+        validation.check_same_device(("peer_1", name), pairs[0][0] if pairs else a, a)
+        pairs.append((a, b))
+    return pairs
 
 
 def cohort_loss(
@@ -211,6 +219,7 @@ def cohort_loss(
     if isinstance(peers, Tensor) or not isinstance(peers, Sequence) or len(peers) < 2:
         got = len(peers) if isinstance(peers, Sequence) else type(peers).__name__
         raise ValueError(f"peers must be two pairs (a, b) or more, got {got}")
+    peers = _check_peers(peers)
     count = len(peers)
     weights = validation.check_weights("kd_weight", kd_weight, count)
     # of a pair, the loss has both weights already; of more, parts alone are used
