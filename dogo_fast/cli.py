@@ -26,7 +26,7 @@ COMMANDS = {
 }
 """By name, each with what the help says of it; dogo_fast/commands/NAME.py is imported when it is asked for."""
 
-TRAIN_MODULES = ("torchvision", "pydantic", "tqdm", "safetensors", "sklearn")
+TRAIN_MODULES = ("torchvision", "pydantic", "tqdm", "safetensors", "sklearn", "matplotlib")
 """What the extra [train] installs; imported only once it is known to be there."""
 
 

@@ -6,18 +6,24 @@ import json
 import math
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
 
 from dogo_fast.cli import main
+from dogo_fast.data import load_data_set
 from dogo_fast.errors import UserError
 from dogo_fast.reporting.comparison import Run, as_records, compare, half_width, markdown, read_run
-from dogo_fast.training import PretrainConfig
+from dogo_fast.reporting.report import SHOWN, some_pictures, write_report
+from dogo_fast.training import PretrainConfig, Trainer
+from dogo_fast.training.run_folder import RunFolder
+from dogo_fast.views.sheet import arrange
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,6 +69,9 @@ def test_other_peers_are_another_comparison_and_what_cannot_be_compared_is_said(
         UserError, match=r"`baseline` must name one arm of kd_weight 1; kd_weight 2: 0 of them have a `kd"
     ):
         compare([run(1, 0, [0.5, 0.5]), run(2, 0, [0.5, 0.5])])
+    other = replace(run(1, 0, [0.5, 0.5]), settings={"data": "cifar10", "kd_weight": (0, 0)})
+    with pytest.raises(UserError, match="must be on one data set, got digits, cifar10"):
+        compare([run(1, 0, [0.5, 0.5]), other])
     (found,) = compare([run(1, 0, [0.5, 0.5]), run(2, 0, [0.7, 0.5])], "kd_weight 1")
     assert found.rows[1, "knn"]["kd_weight 2"].gain == pytest.approx(0.2)
 
@@ -125,6 +134,32 @@ def test_a_run_leaves_a_report_with_its_pictures_and_its_numbers(runs: list[Path
     for name in ("views.png", "curves.png", "similarities.png"):
         assert f"![{name}]({name})" in report
         assert len(Image.open(runs[2] / name).convert("L").getcolors()) > 20
+
+
+def test_a_report_draws_the_first_epochs_views_and_passes_over_damaged_images(tmp_path: Path):
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    for image in range(128):
+        (folder / f"{image:03}.png").write_bytes(b"")
+        if image:
+            Image.new("RGB", (9, 9), (2 * image, 60, 0)).save(folder / f"{image:03}.png")
+    out = tmp_path / "a run"
+    words = ["--data", "folder", "--data-dir", str(tmp_path / "images"), "--residence", "stream", "--epochs", "1"]
+    words += ["--view-size", "8", "--batch-size", "32", "--device", "cpu"]
+    assert main(["pretrain", *words, "--out", str(out)]) == 0
+    report = (out / "report.md").read_text()
+    assert "of two views of 63 training images: a row" in report and "dogo-fast evaluate" not in report
+    trainer = Trainer(("small", "small"), load_data_set("digits"), PretrainConfig(epochs=1, device="cpu"))
+    trainer.fit()
+    write_report(trainer, RunFolder(tmp_path / "other"), ())
+    images, numbers = some_pictures(trainer.data.pretraining, SHOWN)
+    augmentation = trainer.step.augmentation
+    augmentation.epoch.fill_(1)
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (trainer.data.mean, trainer.data.deviation))
+    views = augmentation(images, numbers).float() * deviation + mean  # the trainer's own, normalised
+    expected = arrange(views.transpose(0, 1)).float()
+    found = torch.tensor(np.array(Image.open(tmp_path / "other" / "views.png"))).float()
+    assert (found - expected).abs().max() <= 2
 
 
 def test_no_report_leaves_none(tmp_path: Path):

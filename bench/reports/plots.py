@@ -6,21 +6,16 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from dogo_fast.reporting.plots import STYLE as COMMON
+
 from ..contenders import CONTENDERS
 from ..grid import MIDDLE
 from ..records import LossInfo, Record
 
-STYLE: Any = {
+STYLE: Any = COMMON | {
     "svg.hashsalt": "dogo_fast",  # the same picture for the same record
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
 }
 COLOURS = {
     "ours": "#c1121f",

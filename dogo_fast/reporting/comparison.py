@@ -127,8 +127,11 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Comparison
         baseline: the arm's label, or the beginning of it; None for that without distillation.
 
     Raises:
-        UserError: two runs of an arm with one seed, no baseline of that name, or several.
+        UserError: runs on different data sets, two runs of an arm with one seed, no baseline of that name, or several.
     """
+    data = dict.fromkeys(str(run.settings.get("data")) for run in runs)
+    if len(data) > 1:
+        raise UserError(f"runs that are compared must be on one data set, got {', '.join(data)}")
     labels = _labels(runs)
     found = []
     for peers in dict.fromkeys(run.peers for run in runs):

@@ -1,5 +1,7 @@
 """The report that a run leaves in its folder: what it was, what came of it, and pictures to look at."""
 
+import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +14,14 @@ from torch import Tensor
 from dogo_fast.atomic import write_atomically
 from dogo_fast.data import DataSet, ImageSource, IterableSource, Pictures, Split, load_data_set
 from dogo_fast.data.data_set import Images
+from dogo_fast.errors import DamagedImageError
 from dogo_fast.evaluation.features import prepare
 from dogo_fast.peers import Peer, build_peer
+from dogo_fast.reporting import plots
 from dogo_fast.training import PeerResult, PretrainConfig, Trainer
 from dogo_fast.training.building import choose_recipe
 from dogo_fast.training.run_folder import RunFolder, run_settings
-from dogo_fast.views import Augmentation
+from dogo_fast.views import Augmentation, ViewRecipe
 from dogo_fast.views.sheet import arrange
 
 REPORT = "report.md"
@@ -46,7 +50,7 @@ class Seen(NamedTuple):
 
 
 @torch.no_grad()
-def look(peers: Sequence[Peer], data: DataSet, recipe: str, count: int) -> Seen:
+def look(peers: Sequence[Peer], data: DataSet, recipe: str | ViewRecipe, count: int) -> Seen:
     """Test images, spread over the split (or those that are pretrained on, where there are none), as networks see them;
     the same two views for each."""
     part = data.pretraining if data.test is None else data.test
@@ -74,16 +78,17 @@ def look(peers: Sequence[Peer], data: DataSet, recipe: str, count: int) -> Seen:
 
 
 def some_pictures(part: Split | ImageSource | IterableSource | Images, count: int) -> tuple[Pictures, Tensor]:
-    """So many pictures of a split, spread over it, on the CPU, and their numbers int64; of an iterable the first."""
+    """So many pictures of a split, spread over it, on the CPU, and their numbers int64; of an iterable the first.
+    Damaged ones are left out: they were named when the data set was read."""
     if isinstance(part, IterableSource):
         found = list(part.sample(count))
         return Pictures.of(found), torch.arange(len(found))
     images = part.images if isinstance(part, Split) else part
-    numbers = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
-    chosen = [
-        images.read(number) if isinstance(images, ImageSource) else images[number].cpu() for number in numbers.tolist()
-    ]
-    return Pictures.of([each.contiguous() for each in chosen]), numbers
+    chosen = {}
+    for number in torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist():
+        with contextlib.suppress(DamagedImageError):
+            chosen[number] = images.read(number) if isinstance(images, ImageSource) else images[number].cpu()
+    return Pictures.of([each.contiguous() for each in chosen.values()]), torch.tensor(list(chosen))
 
 
 def look_at(folder: Path, count: int) -> Seen:
@@ -100,32 +105,28 @@ def look_at(folder: Path, count: int) -> Seen:
         peer.backbone.load_state_dict(load_file(folder / f"peer_{number}.safetensors"), strict=False)
         peer.load_state_dict(load_file(folder / f"peer_{number}_heads.safetensors"), strict=False)
         peers.append(peer)
-    return look(peers, data, str(config.recipe), count)
+    return look(peers, data, config.recipe, count)
 
 
 def write_report(trainer: Trainer, folder: RunFolder, results: Sequence[PeerResult]) -> None:
     """``report.md`` with its pictures, beside what the run has left."""
     pictures = {"views.png": _draw_views(trainer, folder.path / "views.png")}
-    note = ""
-    try:
-        from dogo_fast.reporting import plots
-    except ImportError:
-        note = "matplotlib is not installed: there are no pictures of the curves and similarities.\n\n"
-    else:
-        plots.draw_curves(_curves(trainer.history), folder.path / "curves.png")
-        seen = look(trainer.peers, trainer.data, trainer.config.recipe, COMPARED)  # type: ignore[arg-type]
-        titles = [f"peer {number} ({name})" for number, name in enumerate(trainer.config.peers, 1)]
-        cosines = dict(zip(titles, seen.cosines, strict=True))
-        plots.draw_similarities(cosines, seen.labels, folder.path / "similarities.png")
-        pictures |= {
-            "curves.png": "Losses and what else was measured, epoch by epoch.",
-            "similarities.png": "Cosines between the projections of two views of "
-            f"{len(seen.labels)} test images, sorted by class: a row's softmax over T is what the peers align; on a "
-            "dark diagonal images know their other view.",
-        }
-    text = _describe(trainer, results) + note
+    plots.draw_curves(_curves(trainer.history), folder.path / "curves.png")
+    seen = look(trainer.peers, trainer.data, trainer.config.recipe, COMPARED)
+    titles = [f"peer {number} ({name})" for number, name in enumerate(trainer.config.peers, 1)]
+    cosines = dict(zip(titles, seen.cosines, strict=True))
+    plots.draw_similarities(cosines, seen.labels, folder.path / "similarities.png")
+    which = "training images" if trainer.data.test is None else "test images, sorted by class"
+    pictures |= {
+        "curves.png": "Losses and what else was measured, epoch by epoch.",
+        "similarities.png": f"Cosines between the projections of two views of {len(seen.labels)} {which}: a row's "
+        "softmax over T is what the peers align; on a dark diagonal images know their other view.",
+    }
+    text = _describe(trainer, results)
     text += "\n\n".join(f"![{name}]({name})\n\n{caption}" for name, caption in pictures.items())
-    text += f"\n\nMore of it: `dogo-fast evaluate {folder.path} --only all`.\n"
+    if trainer.data.train is not None and trainer.data.test is not None:
+        text += f"\n\nMore of it: `dogo-fast evaluate {shlex.quote(str(folder.path))} --only all`."
+    text += "\n"
     write_atomically(folder.path / REPORT, text.encode())
 
 
@@ -179,7 +180,8 @@ def _draw_views(trainer: Trainer, path: Path) -> str:
     """A sheet of views of the first epoch; returns its caption."""
     augmentation, data = trainer.step.augmentation, trainer.data
     pictures, numbers = some_pictures(data.pretraining, SHOWN)
-    plain = Augmentation(augmentation.recipes, data.view_size, trainer.step.augmentation.seed, device=trainer.device)
+    plain = Augmentation(augmentation.recipes, data.view_size, augmentation.seed, device=trainer.device)
+    plain.epoch.fill_(1)
     views = plain(pictures.to(trainer.device), numbers.to(trainer.device)).float().cpu()
     sheet: Any = arrange(views.transpose(0, 1))
     Image.fromarray(sheet.numpy()).save(path)
