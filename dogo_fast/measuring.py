@@ -1,5 +1,6 @@
 """What tuning and the benchmarks share: times on a GPU, and what a record says of the machine and the code."""
 
+import contextlib
 import platform
 import subprocess
 from collections.abc import Callable, Iterable
@@ -32,6 +33,17 @@ def captured(call: Callable[[], Any], pool: Any = None) -> Callable[[], None]:
     with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
         call()
     return graph.replay  # holds the graph
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU what its driver says, of a CPU what /proc/cpuinfo does or, without that, its architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def version(package: str) -> str | None:

@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from dogo_fast.data import DataSet, load_data_set
 from dogo_fast.errors import RunInterrupted
 from dogo_fast.evaluation import KINDS, Suite
 from dogo_fast.locks import locked
-from dogo_fast.measuring import commit
+from dogo_fast.measuring import commit, device_name
 from dogo_fast.reporting.comparison import compare, read_run
 from dogo_fast.reporting.plots import draw_gains
 from dogo_fast.training import PretrainConfig, Trainer
@@ -215,16 +215,12 @@ def run_cell(
     trainer.fit()
     trained = time.perf_counter() - start
     kinds = ("knn", "linear") if cell.stage == "choose" else preset.kinds
-    own = trainer.data
-    others = [
-        replace(each, view_size=own.view_size, mean=own.mean, deviation=own.deviation).to(trainer.device)
-        for each in transfer
-    ]
+    others = [each.to(trainer.device) for each in transfer]
     kinds = tuple(kind for kind in kinds if kind != "transfer" or others)
     peers: dict[str, Any] = {}
     spent: dict[str, float] = {}
     for number, (name, backbone) in enumerate(zip(cell.pair, trainer.backbones, strict=True), 1):
-        suite = Suite(backbone, own, others, seeds=(cell.seed,), severities=preset.severities)
+        suite = Suite(backbone, trainer.data, others, seeds=(cell.seed,), severities=preset.severities)
         scores: dict[str, list[float]] = {}
         for kind in kinds:
             begun = time.perf_counter()
@@ -248,18 +244,13 @@ def about(device: torch.device) -> dict[str, str]:
     """The machine, the versions and the commit."""
     found = commit()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": device_name(device) + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""),
         "commit": os.environ.get("DOGO_FAST_COMMIT") or (found["id"] if found else "unknown"),
         "dogo_fast": __version__,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{found[0].partition(':')[2].strip()}, {torch.get_num_threads()} threads" if found else platform.machine()
 
 
 def todo(preset: Preset, records: Path) -> Iterator[Cell]:

@@ -1,7 +1,6 @@
 """``dogo-fast evaluate``: everything that is asked of frozen features, of the peers of a run or of any weights."""
 
 import json
-import platform
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,11 @@ from dogo_fast.commands.options import Options, Positional, parse
 from dogo_fast.data import DECODE_SIZE, DataSet, load_data_set
 from dogo_fast.errors import UserError
 from dogo_fast.evaluation import KINDS, Network, Suite, load_networks
+from dogo_fast.evaluation.suite import name_of_transfer
+from dogo_fast.measuring import device_name
 from dogo_fast.training.checkpoint import run_of
 from dogo_fast.training.config import FROM_PYTHON, Metavar, resolve_device
+from dogo_fast.training.pretraining import unlabelled
 from dogo_fast.training.run_folder import run_settings
 
 RESULTS = "evaluation.json"
@@ -30,7 +32,7 @@ def _check_kinds(kinds: tuple[str, ...]) -> tuple[str, ...]:
     unknown = [kind for kind in kinds if kind not in (*KINDS, "all")]
     if unknown:
         raise ValueError(f"must be of {', '.join(KINDS)}, all")
-    return tuple(dict.fromkeys(KINDS if "all" in kinds else kinds))
+    return tuple(dict.fromkeys(kinds))
 
 
 class EvaluateConfig(Options):
@@ -78,9 +80,8 @@ def read(words: Sequence[str], summary: str) -> Callable[[], None]:
 def run(config: EvaluateConfig) -> None:
     """Raises UserError for what cannot be read or does not fit."""
     device = resolve_device(config.device)
+    kinds = _kinds(config)
     transfer = [_load(name, folder, config) for name, folder in map(_named, config.transfer)]
-    if ("transfer" in config.only) != bool(transfer):
-        raise UserError("`transfer` data sets and the kind transfer of `only` must be given together")
     for path in config.run:
         if not path.exists():
             raise UserError(
@@ -88,6 +89,8 @@ def run(config: EvaluateConfig) -> None:
             )
     for path in config.run:
         data = _data_of(path, config)
+        for note in (*data.notes, *unlabelled(data)):
+            print(f"{data.name}: {note}")
         networks = load_networks(path, config.backbone, config.image_size or data.view_size)
         if config.peer is not None:
             networks = [network for network in networks if network.peer == config.peer]
@@ -96,30 +99,52 @@ def run(config: EvaluateConfig) -> None:
         results = {}
         for network in networks:
             name = f"peer_{network.peer}" if network.peer else network.name
-            results[name] = {"name": network.name, "scores": _scores(network, data, transfer, config, device)}
+            results[name] = {"name": network.name, "scores": _scores(network, data, transfer, kinds, config, device)}
             print(format_scores(f"{path}, {name.replace('_', ' ')} ({network.name}), {data.name}", results[name]))
         folder = _folder_of(path)
         out = config.out or (None if folder is None else folder / _file_name(path, folder, data))
         if out is not None:
-            _write(out, results, data, path)
+            _write(out, results, data, path, device)
+
+
+def _kinds(config: EvaluateConfig) -> tuple[str, ...]:
+    """What is measured; of "all" without other data sets, transfer is not.
+
+    Raises:
+        UserError: transfer without data sets or the other way round, or two data sets whose scores have one name.
+    """
+    kinds = tuple(KINDS) if "all" in config.only else config.only
+    if "all" in config.only and "transfer" not in config.only and not config.transfer:
+        print("transfer is left out: it needs other data sets (--transfer)")
+        kinds = tuple(kind for kind in kinds if kind != "transfer")
+    if ("transfer" in kinds) != bool(config.transfer):
+        raise UserError("`transfer` data sets and the kind transfer of `only` must be given together")
+    names = [name_of_transfer(_named(word)[0]) for word in config.transfer]
+    if len(set(names)) < len(names):
+        raise UserError(f"`transfer` data sets must have different names, got {', '.join(names)}")
+    return kinds
 
 
 def _scores(
-    network: Network, data: DataSet, transfer: Sequence[DataSet], config: EvaluateConfig, device: torch.device
+    network: Network,
+    data: DataSet,
+    transfer: Sequence[DataSet],
+    kinds: Sequence[str],
+    config: EvaluateConfig,
+    device: torch.device,
 ) -> dict[str, list[float]]:
     if network.left_out:
         print(f"{network.name}: the classifier's weights are left out: {', '.join(network.left_out)}")
     backbone = network.backbone.to(memory_format=torch.channels_last).to(device)
     own = as_network_sees(data, network).to(device)
-    others = [as_network_sees(each, network, own).to(device) for each in transfer]
-    return Suite(backbone, own, others, range(config.seeds), config.workers).scores(config.only)
+    others = [each.to(device) for each in transfer]
+    return Suite(backbone, own, others, range(config.seeds), config.workers).scores(kinds)
 
 
-def as_network_sees(data: DataSet, network: Network, like: DataSet | None = None) -> DataSet:
-    """A data set at the network's image size and normalised as it learnt, or like another set where it does not say."""
-    size = network.image_size or (like or data).view_size
-    mean, deviation = network.normalisation or ((like or data).mean, (like or data).deviation)
-    return replace(data, view_size=size, mean=mean, deviation=deviation)
+def as_network_sees(data: DataSet, network: Network) -> DataSet:
+    """The data set at the network's image size and normalised as it learnt, where the network says that."""
+    mean, deviation = network.normalisation or (data.mean, data.deviation)
+    return replace(data, view_size=network.image_size or data.view_size, mean=mean, deviation=deviation)
 
 
 def _data_of(path: Path, config: EvaluateConfig) -> DataSet:
@@ -131,12 +156,16 @@ def _data_of(path: Path, config: EvaluateConfig) -> DataSet:
         raise UserError(f"`data` must be given, since {path} does not say it, got none")
     same = name == settings.get("data")
     directory = config.data_dir or (settings.get("data_dir") if same else None)
-    data = _load(str(name), None if directory is None else Path(directory), config)
-    return replace(data, view_size=settings["view_size"]) if same and settings.get("view_size") else data
+    decode_size = settings.get("decode_size", DECODE_SIZE) if same else DECODE_SIZE
+    data = _load(str(name), None if directory is None else Path(directory), config, decode_size)
+    parts = [f"{key} {settings[key]:g}" for key in ("hold_out", "imbalance") if same and settings.get(key)]
+    if parts:
+        data = replace(data, notes=(*data.notes, f"the run saw a part ({', '.join(parts)}); it is scored on the whole"))
+    return data
 
 
-def _load(name: str, directory: Path | None, config: EvaluateConfig) -> DataSet:
-    data = load_data_set(name, directory, decode_size=DECODE_SIZE, residence=config.residence, workers=config.workers)
+def _load(name: str, directory: Path | None, config: EvaluateConfig, decode_size: int = DECODE_SIZE) -> DataSet:
+    data = load_data_set(name, directory, decode_size=decode_size, residence=config.residence, workers=config.workers)
     if data.train is None or data.test is None:
         raise UserError(f"`data` must have labelled training and test images, {name} has not")
     return data
@@ -164,12 +193,12 @@ def _file_name(path: Path, folder: Path, data: DataSet) -> str:
     return "-".join([RESULTS.removesuffix(".json"), *words]) + ".json"
 
 
-def _write(out: Path, results: dict[str, Any], data: DataSet, path: Path) -> None:
+def _write(out: Path, results: dict[str, Any], data: DataSet, path: Path, device: torch.device) -> None:
     """New scores beside those that are there for the same weights and data."""
     at_end = path.is_dir() or path.suffix == ".safetensors"
     about = {"data": data.name, "weights": "last" if at_end else path.name}
     content: dict[str, Any] = {"about": about, "versions": {"dogo_fast": __version__, "torch": torch.__version__}}
-    content["device_name"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    content["device_name"] = device_name(device)
     try:
         before = json.loads(out.read_bytes())
     except (OSError, ValueError):

@@ -1,13 +1,15 @@
 """Features of a backbone, and fair batch-norm statistics for one that was never trained."""
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from dogo_fast.data import DataSet, ImageSource, IterableSource, Pictures, Split, batches_in_order
 from dogo_fast.data.pixels import scored_views
+from dogo_fast.errors import UserError
 
 BATCH = 512
 CALIBRATION_IMAGES = 4096
@@ -65,6 +67,17 @@ def extract_features(
     labels = part.labels[torch.cat(numbers).to(part.labels.device)].to(rows.device)
     labelled = labels >= 0
     return rows[labelled], labels[labelled]
+
+
+@contextlib.contextmanager
+def scorable(data: DataSet) -> Iterator[None]:
+    """What scores refuse in features, no labelled rows or NaN, as a UserError that names the data set."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the features of {data.name} cannot be scored: {error}") from None
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Fine-tuning: the whole network trained on labels, from the weights that pretraining left."""
 
+import contextlib
 from copy import deepcopy
 
 import torch
@@ -27,8 +28,8 @@ def finetuned_accuracy(
 ) -> float:
     """Share of test images that a copy of the backbone with a linear layer, both trained on all labels, labels rightly.
 
-    Adam, the learning rate falling to 0 as a half cosine, over random crops (area from 0.5) and flips; at least 600
-    steps. The backbone itself is not changed.
+    Adam, the learning rate falling to 0 as a half cosine, over random crops (area from 0.5) and flips, digits as they
+    are; at least 600 steps. The backbone itself is not changed.
 
     Args:
         backbone: maps images [B, 3, S, S] to features [B, F].
@@ -62,15 +63,15 @@ def finetuned_accuracy(
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(loader))
     network.train()
-    for epoch in range(1, epochs + 1):
-        crops.epoch.fill_(epoch)
-        for batch in loader.epoch(epoch):
-            optimiser.zero_grad()
-            views = crops(Pictures.of(batch.pictures), batch.indices)[0]
-            F.cross_entropy(layer(network(views)), labels[batch.indices]).backward()
-            optimiser.step()
-            schedule.step()
-    loader.close()
+    with contextlib.closing(loader):
+        for epoch in range(1, epochs + 1):
+            crops.epoch.fill_(epoch)
+            for batch in loader.epoch(epoch):
+                optimiser.zero_grad()
+                views = crops(Pictures.of(batch.pictures), batch.indices)[0]
+                F.cross_entropy(layer(network(views)), labels[batch.indices]).backward()
+                optimiser.step()
+                schedule.step()
     rows, test_labels = extract_features(network, data.test, data, workers)
     with torch.no_grad():
         predictions = classes[layer(rows).argmax(dim=1)]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dogo_fast.data import DataSet
-from dogo_fast.errors import UserError
-from dogo_fast.evaluation.features import calibrate_batch_norm, extract_features
+from dogo_fast.evaluation.features import calibrate_batch_norm, extract_features, scorable
 from dogo_fast.evaluation.knn import knn_accuracy
 from dogo_fast.evaluation.linear import linear_accuracy
 
@@ -35,10 +34,8 @@ def evaluate_features(backbone: nn.Module, data: DataSet, workers: int = 0) -> S
     if data.train is None or data.test is None:
         raise ValueError(f"data must have labelled training and test images, {data.name} has not")
     train, test = (extract_features(backbone, part, data, workers) for part in (data.train, data.test))
-    try:
+    with scorable(data):
         return Scores(knn=knn_accuracy(*train, *test), linear=linear_accuracy(*train, *test))
-    except ValueError as error:  # no labelled rows, or NaN
-        raise UserError(f"the features of {data.name} cannot be scored: {error}") from None
 
 
 def evaluate_untrained(backbone: nn.Module, data: DataSet, workers: int = 0) -> Scores:

@@ -15,15 +15,16 @@ All are accuracies on complete test splits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dogo_fast.data import DataSet
-from dogo_fast.errors import UserError
 from dogo_fast.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from dogo_fast.evaluation.features import extract_features
+from dogo_fast.evaluation.features import extract_features, scorable
 from dogo_fast.evaluation.finetune import finetuned_accuracy
 from dogo_fast.evaluation.knn import knn_accuracy
 from dogo_fast.evaluation.linear import LinearProbe
@@ -47,13 +48,14 @@ class Suite:
     Args:
         backbone: maps images [B, 3, S, S] to features [B, F].
         data: with labelled training and test images, on the backbone's device.
-        transfer: other such data sets.
+        transfer: other such data sets, of different names; their images are seen as those of ``data``: at its size,
+            normalised by its mean and deviation.
         seeds: of the draws of labels, of the paper's probe and of fine-tuning.
         workers: processes that decode what streams.
         severities: of corruptions.
 
     Raises:
-        ValueError: a data set without labels.
+        ValueError: a data set without labels, or two to transfer to of one name.
     """
 
     def __init__(
@@ -68,7 +70,11 @@ class Suite:
         for each in (data, *transfer):
             if each.train is None or each.test is None:
                 raise ValueError(f"data must have labelled training and test images, {each.name} has not")
-        self.backbone, self.data, self.transfer = backbone, data, transfer
+        seen: dict[str, Any] = {"view_size": data.view_size, "mean": data.mean, "deviation": data.deviation}
+        self.backbone, self.data = backbone, data
+        self.transfer = {name_of_transfer(each.name): replace(each, **seen) for each in transfer}
+        if len(self.transfer) < len(transfer):
+            raise ValueError(f"transfer must be of different names, got {', '.join(each.name for each in transfer)}")
         self.seeds, self.workers, self.severities = tuple(seeds), workers, tuple(severities)
         self._features: dict[str, tuple[Tensor, Tensor]] = {}
         self._probe: LinearProbe | None = None
@@ -83,10 +89,8 @@ class Suite:
         unknown = [name for name in names if name not in KINDS]
         if unknown:
             raise ValueError(f"names must be of {', '.join(KINDS)}, got {', '.join(unknown)}")
-        try:
+        with scorable(self.data):
             return {key: value for name in names for key, value in KINDS[name](self)}
-        except ValueError as error:  # no labelled rows, or NaN
-            raise UserError(f"the features of {self.data.name} cannot be scored: {error}") from None
 
     def _rows(self, part: str) -> tuple[Tensor, Tensor]:
         """Features and labels of "train" or "test", extracted once."""
@@ -147,9 +151,8 @@ class Suite:
         yield "corruptions", [total / len(CORRUPTIONS) / len(self.severities)]
 
     def _transfer(self) -> Iterator[tuple[str, list[float]]]:
-        for data in self.transfer:
+        for name, data in self.transfer.items():
             other = Suite(self.backbone, data, workers=self.workers)
-            name = data.name.partition(":")[2] or data.name
             for score in ("knn", "linear"):
                 yield f"transfer-{name}-{score}", other.scores([score])[score]
 
@@ -164,6 +167,11 @@ class Suite:
                 for rows, seed in zip(subsets, self.seeds, strict=True)
             ]
             yield f"finetune-{100 * share:g}", accuracies
+
+
+def name_of_transfer(data: str) -> str:
+    """What its scores are called: transfer-NAME-knn and -linear."""
+    return data.partition(":")[2] or data
 
 
 def _part(

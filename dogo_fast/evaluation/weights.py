@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dogo_fast.errors import UserError
 from dogo_fast.peers import build_backbone, check_backbone_name
 
-CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "head_drop.")
+CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 """What the names of classifiers begin with in torchvision and timm; their weights are left out."""
 Channels = tuple[float, float, float]
 Normalisation = tuple[Channels, Channels]
@@ -63,8 +63,10 @@ def load_networks(path: Path, backbone: str | None = None, image_size: int | Non
     if path.suffix == ".safetensors":
         number = path.stem.removeprefix("peer_")
         return [_from_file(path, int(number) if number.isdecimal() else 0, backbone, image_size)]
+    from dogo_fast.training.checkpoint import FORMAT
+
     content = _unpickled(path)
-    if content.get("format") == "dogo_fast checkpoint":
+    if content.get("format") == FORMAT:
         return _from_checkpoint(path)
     return [_build(path, 0, backbone, image_size, None, content.get("state_dict", content))]
 

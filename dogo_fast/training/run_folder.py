@@ -17,6 +17,7 @@ from dogo_fast.atomic import is_unfinished, remove_unfinished, write_atomically
 from dogo_fast.data import DataSet
 from dogo_fast.errors import UserError
 from dogo_fast.locks import locked
+from dogo_fast.measuring import device_name
 from dogo_fast.peers import Peer
 from dogo_fast.training.checkpoint import CheckpointFolder
 from dogo_fast.training.config import PretrainConfig
@@ -90,11 +91,11 @@ class RunFolder:
 
     def write_config(self, config: PretrainConfig) -> None:
         """The resolved configuration and what it ran on."""
-        device = torch.device(config.device)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         versions = {"dogo_fast": __version__, "torch": torch.__version__, "python": platform.python_version()}
         options = config.model_dump(mode="json", exclude={"resume"})
-        self.write_json(CONFIG, {"config": options, "versions": versions, "device_name": name})
+        self.write_json(
+            CONFIG, {"config": options, "versions": versions, "device_name": device_name(torch.device(config.device))}
+        )
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """All epochs so far; what a row has not, as scores that are measured now and then, is left empty."""

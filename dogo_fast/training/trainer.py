@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dogo_fast.data import Batch, DataSet, Images, ImageSource, IterableSource, make_loader
 from dogo_fast.errors import RunInterrupted, UserError
 from dogo_fast.evaluation import extract_features, hold_out, knn_accuracy, power_law_subset
+from dogo_fast.evaluation.features import scorable
 from dogo_fast.ops.backend import resolve_backend
 from dogo_fast.peers import Peer
 from dogo_fast.philox import derive_seed
@@ -249,10 +250,8 @@ class Trainer:
             train, test = (
                 extract_features(backbone, part, data, self.config.workers) for part in (data.train, data.test)
             )
-            try:
+            with scorable(data):
                 row[f"knn_{number}"] = knn_accuracy(*train, *test)
-            except ValueError as error:  # no labelled images, or features that overflow
-                raise UserError(f"the features of {data.name} cannot be scored: {error}") from None
         scores = [row[f"knn_{number}"] for number in range(1, len(self.peers) + 1)]
         self._scored = f", k-NN {' + '.join(f'{score:.1%}' for score in scores)} after {epoch}"
         mean = sum(scores) / len(scores)
