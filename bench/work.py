@@ -89,16 +89,17 @@ def least_seconds(bounds: Mapping[str, float], overlap: bool) -> float:
 
 
 class TileLoop(NamedTuple):
-    """Tiles that a kernel treats alike. A tile is BLOCK_M rows by BLOCK_N keys.
+    """Tiles that a kernel treats alike. A tile is ``rows`` (0: BLOCK_M) by BLOCK_N keys.
 
-    ``widths``: columns of each product it makes, 2 · BLOCK_M · BLOCK_N FLOP a column. ``exponentials``: for each of
-    its elements; rescaling a running maximum takes a few more a row. ``tiles``: how many there are in a launch.
+    ``widths``: columns of each product it makes, 2 · rows · BLOCK_N FLOP a column. ``exponentials``: for each of its
+    elements; rescaling a running maximum takes a few more a row. ``tiles``: how many there are in a launch.
     """
 
     name: str
     widths: tuple[int, ...]
     exponentials: int
     tiles: int
+    rows: int = 0
 
 
 def tile_loops(kernel: str, values: Mapping[str, Any]) -> list[TileLoop]:
@@ -108,9 +109,9 @@ def tile_loops(kernel: str, values: Mapping[str, Any]) -> list[TileLoop]:
         ValueError: another kernel.
     """
     if kernel == "statistics_kernel":
-        return _statistics_loops(values)
+        return _statistics_by_squares(values) if values["OWN_M"] else _statistics_loops(values)
     if kernel == "gradient_kernel":
-        return _gradient_loops(values)
+        return _gradient_by_squares(values) if values["OWN_M"] else _gradient_loops(values)
     raise ValueError(f"kernel must be statistics_kernel or gradient_kernel, got {kernel}")
 
 
@@ -139,6 +140,28 @@ def _statistics_loops(values: Mapping[str, Any]) -> list[TileLoop]:
     if kl:
         out.append(TileLoop("both peers, cross-view", widths, 4 if nt else 2, a))
     return out
+
+
+def _statistics_by_squares(values: Mapping[str, Any]) -> list[TileLoop]:
+    """The square across, of both peers together when KL, and of each view's own what is on and above the diagonal."""
+    n, rows, own = values["BLOCK_N"], values["rows_a"], values["OWN_M"]
+    widths = _widths(values)[: 2 if values["KL"] else 1]
+    keys = _blocks(rows, n)
+    # splits are whole tiles, and a block's own begin at its first row
+    triangle = sum(keys - start // n for start in range(0, rows, own))
+    across = TileLoop("across", widths, 4 if values["KL"] else 1, _blocks(rows, values["BLOCK_M"]) * keys)
+    return [across, *(TileLoop(f"own, peer {peer}", (w,), 1, 2 * triangle, own) for peer, w in enumerate(widths, 1))]
+
+
+def _gradient_by_squares(values: Mapping[str, Any]) -> list[TileLoop]:
+    """The square across of both peers together, for the rows of either view; each view's own square."""
+    n, m, own, rows = values["BLOCK_N"], values["BLOCK_M"], values["OWN_M"], values["rows_a"]
+    width = values["WIDTH_1"]
+    keys = _blocks(rows, n)
+    return [
+        TileLoop("across", (width,) * 4, 4, 2 * _blocks(rows, m) * keys),
+        TileLoop("own", (width, width), 1, 4 * _blocks(rows, own) * keys, own),
+    ]
 
 
 def _gradient_loops(values: Mapping[str, Any]) -> list[TileLoop]:

@@ -32,22 +32,33 @@ ANY = "any"
 
 SIDES = (16, 32, 64, 128)
 """What a tile's rows and keys may be: tl.dot takes 16 at the least, ROW_MULTIPLE is the most."""
+OWN_SIDES = (64, 128, 256)
+"""What a tile's rows in a view's own square may be."""
 WARPS = (1, 2, 4, 8, 16)
 STAGES = (1, 2, 3, 4, 5)
+MOST_SPLITS = 16
+OWN_GROUPS = 4
+CROSS_GROUPS = 8
+"""Groups of row blocks that share their column sums, in a view's own square and in the square across. With 8 warps the
+sums are 100 numbers a row, 1.6 × bfloat16 inputs of 128 columns; a slot for every block of 32768 rows were 1.6 GB."""
 FORMAT = "dogo_fast tiles"
 VERSION = 1
 
 
 class Tile(NamedTuple):
-    """BLOCK_M rows owned by a program, BLOCK_N keys a step, and how Triton runs it."""
+    """BLOCK_M rows owned by a program, BLOCK_N keys a step, and how Triton runs it. With ``own_rows``, those of a
+    program of a view's own square, the work is divided by squares where the loss allows (dogo_forward.py), else by rows
+    with the same tile."""
 
     rows: int
     keys: int
     num_warps: int
     num_stages: int
+    own_rows: int = 0
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.keys}, {self.num_warps} warps, {self.num_stages} stages"
+        own = f" and {self.own_rows}x{self.keys}" if self.own_rows else ""
+        return f"{self.rows}x{self.keys}{own}, {self.num_warps} warps, {self.num_stages} stages"
 
 
 class Configuration(NamedTuple):
@@ -136,7 +147,7 @@ def read_table(text: str, source: str) -> dict[Key, Entry]:
 def _read_entry(record: Any, where: str) -> Iterable[tuple[Key, Entry]]:
     if not isinstance(record, dict):
         raise TableError(f"{where} must be an object, got {record!r}")
-    known = {"architecture", "dtype", "width", "rows_from", "rows_below", "statistics", "gradient", "tuned"}
+    known = {"architecture", "dtype", "width", "rows_from", "rows_below", "tuned", *Configuration._fields}
     if unknown := sorted(set(record) - known):
         raise TableError(f"{where} must have no other fields than {', '.join(sorted(known))}, got {unknown[0]!r}")
     architecture = record.get("architecture")
@@ -159,11 +170,23 @@ def _read_entry(record: Any, where: str) -> Iterable[tuple[Key, Entry]]:
 
 def _read_tile(record: dict[str, Any], kernel: str, where: str) -> Tile:
     tile = record.get(kernel)
-    if not isinstance(tile, dict) or set(tile) != {"rows", "keys", "warps", "stages"}:
-        raise TableError(f"{where}: {kernel} must be an object of rows, keys, warps and stages, got {tile!r}")
+    if not isinstance(tile, dict) or {*tile, "own_rows"} != {"rows", "keys", "warps", "stages", "own_rows"}:
+        names = "rows, keys, warps and stages, and own_rows where the work is divided by squares"
+        raise TableError(f"{where}: {kernel} must be an object of {names}, got {tile!r}")
     where = f"{where}, {kernel}"
     sides = (_choice(tile, "rows", SIDES, where), _choice(tile, "keys", SIDES, where))
-    return Tile(*sides, _choice(tile, "warps", WARPS, where), _choice(tile, "stages", STAGES, where))
+    read = Tile(*sides, _choice(tile, "warps", WARPS, where), _choice(tile, "stages", STAGES, where))
+    if "own_rows" in tile:
+        read = read._replace(own_rows=_choice(tile, "own_rows", OWN_SIDES, where))
+        if not divisible_by_squares(read):
+            raise TableError(f"{where}: rows and own_rows must be 16 a warp at the least, got {tile!r}")
+    return read
+
+
+def divisible_by_squares(tile: Tile) -> bool:
+    """Whether every warp has 16 rows at the least of a tile and of one in a view's own square, and whole tiles of keys
+    lie in the latter."""
+    return min(tile.rows, tile.own_rows) >= 16 * tile.num_warps and tile.own_rows % tile.keys == 0
 
 
 def _choice(record: dict[str, Any], name: str, allowed: tuple[Any, ...], where: str) -> Any:
@@ -187,7 +210,8 @@ def _record(key: Key, entry: Entry) -> dict[str, Any]:
     record["width"] = "wide" if key.width == WIDE else key.width
     record |= {"rows_from": key.rows, "rows_below": ROWS[place + 1] if place + 1 < len(ROWS) else None}
     for kernel, tile in entry.configuration._asdict().items():
-        record[kernel] = dict(zip(("rows", "keys", "warps", "stages"), tile, strict=True))
+        names = ("rows", "keys", "warps", "stages", "own_rows")
+        record[kernel] = dict(zip(names, tile if tile.own_rows else tile[:-1], strict=False))
     return record | {"tuned": entry.tuned}
 
 
@@ -223,4 +247,15 @@ def padded_width(D: int, itemsize: int) -> int:
 
 def column_splits(row_blocks: int, keys: int, tile: Tile, multiprocessors: int) -> int:
     """Column ranges a row block's keys are split into, so that small batches still occupy the device."""
-    return max(1, min(2 * multiprocessors // row_blocks, -(-keys // tile.keys), 16))
+    return max(1, min(2 * multiprocessors // row_blocks, -(-keys // tile.keys), MOST_SPLITS))
+
+
+def square_splits(keys: int, tile: Tile) -> int:
+    """The same where the work is divided by squares: 128 programs across, of few groups of row blocks."""
+    return max(1, min(-(-keys // tile.keys), MOST_SPLITS))
+
+
+def square_numbers(splits: int, pad_a: int, pad_b: int, tile: Tile) -> int:
+    """Numbers that the sums of a peer's rows and columns take by squares: Places in dogo_forward.py."""
+    own = (splits + OWN_GROUPS * tile.num_warps) * (pad_a + pad_b)
+    return own + (splits + 1) * pad_a + CROSS_GROUPS * tile.num_warps * pad_b

@@ -15,8 +15,16 @@ of rows, and of temperatures:
     stands in two rows), and dL/dT = −1/T Σ_ij w_ij (c_ij − m_i) over the queries for the KL, whose weights sum to 0 in
     every row.
 
-Cosines are recomputed. Memory: the gradients, and a float32 scratch of rows wider than BLOCK_D. Nothing of size N × N;
-no atomics: every row has one owner that walks all keys and writes its gradient once, so two runs give the same bits.
+Cosines are recomputed. Two divisions of the work, as in the forward:
+
+    by rows       a program owns rows of one view of one peer, walks all keys, and writes their gradient. The cosines of
+                  the view across are made for both peers, and so twice: 10 products an image and peer.
+    by squares    of the whole loss, both peers students: a program owns rows of one view of both peers and walks the
+                  view across, whose cosines serve both gradients, or rows of one view of one peer and walks their own:
+                  8 products. Each leaves its part of dẑ, and finish_kernel adds the two, the positives and the rest.
+
+Memory: the gradients, and in float32 a scratch of rows wider than BLOCK_D or, by squares, the two parts of dẑ. Nothing
+of size N × N; no atomics: every sum has one owner and one fixed order, so two runs give the same bits.
 """
 
 from typing import Any, NamedTuple
@@ -35,14 +43,16 @@ from .tiles import (
     load_tile,
     load_tile_again,
     narrow,
+    sum_of,
 )
 
 # What launches pass, besides the structs of tiles.py
 
 
 class Peer(NamedTuple):
-    """Normalised rows, where the gradients of both views go, and a float32 scratch [pad_a + pad_b, WIDTH] where WIDTH
-    is above BLOCK_D; None where the peer gets no gradient."""
+    """Normalised rows, where the gradients of both views go, and in float32 a scratch [pad_a + pad_b, WIDTH] where
+    WIDTH is above BLOCK_D, or by squares the parts of dẑ [(own view, view across), pad_a + pad_b, WIDTH]; None where
+    the peer gets no gradient."""
 
     p_z: Any
     p_gradient_a: Any
@@ -339,6 +349,7 @@ def _own_view(
     tile: tl.constexpr, arithmetic: tl.constexpr,
 ):  # fmt: skip
     """NT-Xent of the rows with those of their own view."""
+    BLOCK_M: tl.constexpr = block.b_x.shape[0]
     b_acc, b_nt_inner, b_kl_inner = sums
     for i_start in range(0, view.rows, tile.BLOCK_N):
         i_local_keys = i_start + tl.arange(0, tile.BLOCK_N)
@@ -347,7 +358,7 @@ def _own_view(
         b_s = cosines(block.b_x, b_y, own.p_z, block.i_rows, i_keys, columns, arithmetic)
         b_factor_keys = _row_factor(view.p_factor_rows, i_local_keys, view.rows, asked.PER_ROW)
         b_w = _nt_weights(b_s, block, own, i_keys, b_factor_keys, STATIC)
-        if (i_start < view.start + tile.BLOCK_M) & (view.start < i_start + tile.BLOCK_N):
+        if (i_start < view.start + BLOCK_M) & (view.start < i_start + tile.BLOCK_N):
             b_w = tl.where(block.i_local[:, None] == i_local_keys[None, :], 0.0, b_w)
         if i_start + tile.BLOCK_N > view.rows:
             b_w = tl.where((i_local_keys < view.rows)[None, :], b_w, 0.0)
@@ -565,26 +576,176 @@ def _gradient_peer(
         )
 
 
+# By squares
+
+
 @triton.jit
-def gradient_kernel(
-    peers,
-    statistics,
-    upstream,
-    temperatures,
-    sizes,
-    scales,
-    columns_1: tl.constexpr,
-    columns_2: tl.constexpr,
-    losses: tl.constexpr,
-    asked: tl.constexpr,
-    tile: tl.constexpr,
+def _zeros(BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, own):
+    """Zeros that the compiler does not see to be. Into those that it sees ptxas makes products one after the other, a
+    wait behind each (48 of 48 on sm_90, its warning C7515)."""
+    return tl.zeros([BLOCK_M, WIDTH], tl.float32)
+
+
+@triton.jit
+def _part(own, i_rows, i_part, pad, WIDTH: tl.constexpr):
+    """Where a part of dẑ lies: 0 of the own view, 1 of the view across."""
+    i_part_rows = i_part * pad + i_rows.to(tl.int64)
+    return own.p_scratch + i_part_rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def _own_square(
+    own, view, pad, columns: tl.constexpr, losses: tl.constexpr, asked: tl.constexpr, tile: tl.constexpr,
     arithmetic: tl.constexpr,
+):  # fmt: skip
+    """Part 0 of OWN_M rows of one view of one peer."""
+    OWN_M: tl.constexpr = tile.OWN_M
+    block = _block(own, view, columns, losses, False, OWN_M)
+    b_none = tl.zeros([OWN_M], tl.float32)
+    sums = Sums(_zeros(OWN_M, columns.WIDTH, own), b_none, b_none)
+    sums = _own_view(sums, block, own, view, True, columns, asked, tile, arithmetic)
+    tl.store(_part(own, block.i_rows, 0, pad, columns.WIDTH), sums.b_acc)
+
+
+@triton.jit
+def _cross_tiles(
+    accs, blocks, b_rows, owns, view, in_b, tiles, ON_DIAGONAL: tl.constexpr, columns: tl.constexpr,
+    tile: tl.constexpr, arithmetic: tl.constexpr,
+):  # fmt: skip
+    """NT-Xent and the KL of both peers' rows with tiles of the other view: those on the diagonal, or all the others. A
+    loop of its own for the former: as a branch within one loop their mask cost 120 bytes of spilled registers.
+
+    Everything else is without a branch, for either view: 1/E is that of queries, which are the rows or the keys, and 0
+    for the others. As two loops it took 1.1 × the clocks and spilled."""
+    b_acc_1, b_acc_2 = accs
+    block_1, block_2 = blocks
+    own_1, own_2 = owns
+    queries = tl.where(in_b, view.keys, 0)
+    for i_tile in range(tiles[0], tiles[1], tile.BLOCK_N):
+        i_start = i_tile
+        if not ON_DIAGONAL:
+            i_start += tl.where(i_tile >= view.start, tile.BLOCK_M, 0)
+        i_local_keys = i_start + tl.arange(0, tile.BLOCK_N)
+        i_keys = view.base_keys + i_local_keys
+        b_y_1 = load_tile(own_1.p_z, i_keys, 0, columns.WIDTH, columns.BLOCK_D)
+        b_y_2 = load_tile(own_2.p_z, i_keys, 0, columns.WIDTH, columns.BLOCK_D)
+        b_s_1 = cosines(block_1.b_x, b_y_1, own_1.p_z, block_1.i_rows, i_keys, columns, arithmetic)
+        b_s_2 = cosines(block_2.b_x, b_y_2, own_2.p_z, block_2.i_rows, i_keys, columns, arithmetic)
+        m_keys = i_local_keys < queries
+        b_keys_1 = tl.load(own_1.p_kl + i_local_keys, mask=m_keys, other=0.0)
+        b_keys_2 = tl.load(own_2.p_kl + i_local_keys, mask=m_keys, other=0.0)
+        query = Query(b_rows[0][:, None] + b_keys_1[None, :], b_rows[1][:, None] + b_keys_2[None, :], 1.0, 1.0, 0.0)
+        b_difference = _kl_weights(b_s_1, b_s_2, query, own_1.rate, own_1.rate, False, True)  # P₁ − P₂
+        # no mask at the ragged end: with the constant shift a weight is finite, and a padded key's row is 0
+        b_w_1 = _nt_weights(b_s_1, block_1, own_1, i_keys, 1.0, True)
+        if ON_DIAGONAL:
+            b_w_1 = tl.where(block_1.i_local[:, None] == i_local_keys[None, :], 0.0, b_w_1)
+        b_w_1 += own_1.kl_coefficient * b_difference
+        b_acc_1 = _add_products(b_acc_1, b_w_1, b_y_1, own_1, block_1.i_rows, i_keys, columns, arithmetic)
+        b_w_2 = _nt_weights(b_s_2, block_2, own_2, i_keys, 1.0, True)
+        if ON_DIAGONAL:
+            b_w_2 = tl.where(block_1.i_local[:, None] == i_local_keys[None, :], 0.0, b_w_2)
+        b_w_2 -= own_2.kl_coefficient * b_difference
+        b_acc_2 = _add_products(b_acc_2, b_w_2, b_y_2, own_2, block_2.i_rows, i_keys, columns, arithmetic)
+    return b_acc_1, b_acc_2
+
+
+@triton.jit
+def _cross_square(
+    owns, view, in_b, pad, columns: tl.constexpr, losses: tl.constexpr, tile: tl.constexpr, arithmetic: tl.constexpr
 ):
-    """Gradients of every row. Grid: (row blocks of views a and b, peers that get a gradient). peers: a Peer each, and
-    their Columns."""
+    """Part 1 of BLOCK_M rows of one view of both peers."""
+    BLOCK_M: tl.constexpr = tile.BLOCK_M
+    own_1, own_2 = owns
+    block_1 = _block(own_1, view, columns, losses, False, BLOCK_M)
+    block_2 = _block(own_2, view, columns, losses, False, BLOCK_M)
+    m_rows = (block_1.i_local >= 0) & (in_b == 0)
+    b_rows_1 = tl.load(own_1.p_kl + block_1.i_local, mask=m_rows, other=0.0)
+    b_rows_2 = tl.load(own_2.p_kl + block_1.i_local, mask=m_rows, other=0.0)
+    b_zeros = tl.zeros([BLOCK_M, columns.WIDTH], tl.float32)
+    after = tl.maximum(view.keys - view.start - BLOCK_M, 0)
+    accs = _cross_tiles(
+        (b_zeros, b_zeros), (block_1, block_2), (b_rows_1, b_rows_2), owns, view, in_b, (0, view.start + after), False,
+        columns, tile, arithmetic,
+    )  # fmt: skip
+    accs = _cross_tiles(
+        accs, (block_1, block_2), (b_rows_1, b_rows_2), owns, view, in_b,
+        (view.start, tl.minimum(view.start + BLOCK_M, view.keys)), True, columns, tile, arithmetic,
+    )  # fmt: skip
+    tl.store(_part(own_1, block_1.i_rows, 1, pad, columns.WIDTH), accs[0])
+    tl.store(_part(own_2, block_2.i_rows, 1, pad, columns.WIDTH), accs[1])
+
+
+@triton.jit
+def _either(is_first, own_1, own_2):
+    """The peer of a program of an own square. With a branch for each, ptxas made every product of the kernel wait for
+    the one before (its warning C7515)."""
+    return Own(
+        tl.where(is_first, own_1.p_z, own_2.p_z), None, tl.where(is_first, own_1.p_scratch, own_2.p_scratch), None,
+        tl.where(is_first, own_1.p_nt, own_2.p_nt), None, own_1.D, own_1.stride_nt, own_1.stride_kl,
+        tl.where(is_first, own_1.nt_coefficient, own_2.nt_coefficient), 0.0, own_1.nt_rate, 0.0,
+    )  # fmt: skip
+
+
+@triton.jit
+def _view(peer, sizes, start, in_b):
+    """Of a whole loss, both of whose views have as many rows: view a or, at run time, b."""
+    rows, _, pad_a, _ = sizes
+    base = tl.where(in_b, pad_a, 0)
+    return View(peer, start, base, pad_a - base, rows, rows, None, None)
+
+
+@triton.jit
+def _by_squares(
+    owns, sizes, columns: tl.constexpr, losses: tl.constexpr, asked: tl.constexpr,
+    tile: tl.constexpr, arithmetic: tl.constexpr,
+):  # fmt: skip
+    """Programs of the square across, the dearest, for rows of view a and b; then of the views' own, of peer 1 and 2."""
+    own_1, own_2 = owns
+    pad = sizes.pad_a + sizes.pad_b
+    blocks = tl.cdiv(sizes.rows_a, tile.BLOCK_M)
+    own_blocks = tl.cdiv(sizes.rows_a, tile.OWN_M)
+    i_program = tl.program_id(0)
+    i_own = i_program - 2 * blocks
+    if i_program < 2 * blocks:
+        in_b = i_program >= blocks
+        view = _view(None, sizes, (i_program % blocks) * tile.BLOCK_M, in_b)
+        _cross_square(owns, view, in_b, pad, columns, losses, tile, arithmetic)
+    else:
+        view = _view(None, sizes, (i_own % own_blocks) * tile.OWN_M, (i_own // own_blocks) % 2 == 1)
+        own = _either(i_own < 2 * own_blocks, own_1, own_2)
+        _own_square(own, view, pad, columns, losses, asked, tile, arithmetic)
+
+
+@triton.jit
+def _finish_rows(
+    peer, own, sizes, columns: tl.constexpr, losses: tl.constexpr, asked: tl.constexpr, BLOCK: tl.constexpr,
+    arithmetic: tl.constexpr,
+):  # fmt: skip
+    """The gradient of this program's rows, of their two parts."""
+    start = tl.program_id(0) * BLOCK
+    pad = sizes.pad_a + sizes.pad_b
+    b_none = tl.zeros([BLOCK], tl.float32)
+    if start >= sizes.pad_a:
+        view = _view(peer.p_gradient_b, sizes, start - sizes.pad_a, True)
+    else:
+        view = _view(peer.p_gradient_a, sizes, start, False)
+    block = _block(own, view, columns, losses, False, BLOCK)
+    m_rows = (block.i_local < view.rows)[:, None]
+    b_own = tl.load(_part(own, block.i_rows, 0, pad, columns.WIDTH), mask=m_rows, other=0.0)
+    b_cross = tl.load(_part(own, block.i_rows, 1, pad, columns.WIDTH), mask=m_rows, other=0.0)
+    _finish(Sums(b_own + b_cross, b_none, b_none), block, own, view, True, columns, asked, arithmetic)
+
+
+# Kernels
+
+
+@triton.jit
+def _owns(peers, statistics, upstream, temperatures, sizes, scales, losses: tl.constexpr, asked: tl.constexpr):
+    """Own of each peer, the second's only where it gets a gradient."""
     PEER_2: tl.constexpr = asked.PEER_2
     p_inverse_norm, p_nt, p_kl, p_inner = statistics
-    values, p_factor = upstream
+    values, _ = upstream
     pad = sizes.pad_a + sizes.pad_b
     nt_1, nt_2, kl_1, kl_2 = 0.0, 0.0, 0.0, 0.0
     nt_rate, rate_1, rate_2 = 0.0, 0.0, 0.0
@@ -611,43 +772,84 @@ def gradient_kernel(
             kl_2 = scales.kl_scale / kd_2 * _upstream(values.p_loss, values.p_loss_2, values.p_kl_2, scales.kd_weight_2)
         kl_1 /= kd_1
         p_kl_second = p_kl + 3 * sizes.pad_a
-    first = peers[0]
-    second = peers[-1]
-    if tl.program_id(1) == 0:
-        own_1 = Own(
-            first.p_z, p_inverse_norm, first.p_scratch, p_inner, p_nt, p_kl, first.D, pad, sizes.pad_a,
-            nt_1, kl_1, nt_rate, rate_1,
-        )  # fmt: skip
-        other_2 = Other(second.p_z, p_kl_second, rate_2)
-        _gradient_peer(
-            first, own_1, other_2, p_factor, sizes, columns_1, columns_2, "first", losses, asked, tile, arithmetic
-        )
-    elif PEER_2 != "none":
-        p_inner_2 = p_inner
-        p_nt_2 = p_nt
+    p_inner_2 = p_inner
+    p_nt_2 = p_nt
+    if PEER_2 != "none":
         if asked.TEMPERATURE_GRADIENT:
             p_inner_2 += 2 * pad
         if losses.NT:
             p_nt_2 += 3 * pad
-        own_2 = Own(
-            second.p_z, p_inverse_norm + pad, second.p_scratch, p_inner_2, p_nt_2, p_kl_second, second.D, pad,
-            sizes.pad_a, nt_2, kl_2, nt_rate, rate_2,
-        )  # fmt: skip
-        other_1 = Other(first.p_z, p_kl, rate_1)
-        PART: tl.constexpr = "teacher" if PEER_2 == "teacher" else "second"
-        _gradient_peer(
-            second, own_2, other_1, p_factor, sizes, columns_2, columns_1, PART, losses, asked, tile, arithmetic
-        )
+    first = peers[0]
+    second = peers[-1]
+    own_1 = Own(
+        first.p_z, p_inverse_norm, first.p_scratch, p_inner, p_nt, p_kl, first.D, pad, sizes.pad_a,
+        nt_1, kl_1, nt_rate, rate_1,
+    )  # fmt: skip
+    own_2 = Own(
+        second.p_z, p_inverse_norm + pad, second.p_scratch, p_inner_2, p_nt_2, p_kl_second, second.D, pad, sizes.pad_a,
+        nt_2, kl_2, nt_rate, rate_2,
+    )  # fmt: skip
+    return own_1, own_2
 
 
 @triton.jit
-def _sum_of(p_values, count, BLOCK: tl.constexpr):
-    """The sum of count numbers in one fixed order."""
-    b_sum = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, count, BLOCK):
-        i_values = start + tl.arange(0, BLOCK)
-        b_sum += tl.load(p_values + i_values, mask=i_values < count, other=0.0)
-    return tl.sum(b_sum)
+def gradient_kernel(
+    peers,
+    statistics,
+    upstream,
+    temperatures,
+    sizes,
+    scales,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
+    losses: tl.constexpr,
+    asked: tl.constexpr,
+    tile: tl.constexpr,
+    arithmetic: tl.constexpr,
+):
+    """Gradients of every row. peers: a Peer each, and their Columns.
+
+    Grid, by rows: (row blocks of views a and b, peers that get a gradient); by squares, which tile.OWN_M asks for:
+    2 · row blocks of BLOCK_M + 4 · row blocks of OWN_M of a view.
+    """
+    PEER_2: tl.constexpr = asked.PEER_2
+    own_1, own_2 = _owns(peers, statistics, upstream, temperatures, sizes, scales, losses, asked)
+    if tile.OWN_M:
+        _by_squares((own_1, own_2), sizes, columns_1, losses, asked, tile, arithmetic)
+    elif tl.program_id(1) == 0:
+        _gradient_peer(
+            peers[0], own_1, Other(own_2.p_z, own_2.p_kl, own_2.rate), upstream.p_factor, sizes, columns_1, columns_2,
+            "first", losses, asked, tile, arithmetic,
+        )  # fmt: skip
+    elif PEER_2 != "none":
+        PART: tl.constexpr = "teacher" if PEER_2 == "teacher" else "second"
+        _gradient_peer(
+            peers[-1], own_2, Other(own_1.p_z, own_1.p_kl, own_1.rate), upstream.p_factor, sizes, columns_2, columns_1,
+            PART, losses, asked, tile, arithmetic,
+        )  # fmt: skip
+
+
+@triton.jit
+def finish_kernel(
+    peers,
+    statistics,
+    upstream,
+    temperatures,
+    sizes,
+    scales,
+    columns_1: tl.constexpr,
+    columns_2: tl.constexpr,
+    losses: tl.constexpr,
+    asked: tl.constexpr,
+    BLOCK: tl.constexpr,
+    arithmetic: tl.constexpr,
+):
+    """Gradients, of the parts that gradient_kernel left by squares. Grid: ((pad_a + pad_b) / BLOCK, 2)."""
+    own_1, own_2 = _owns(peers, statistics, upstream, temperatures, sizes, scales, losses, asked)
+    if tl.program_id(1) == 0:
+        _finish_rows(peers[0], own_1, sizes, columns_1, losses, asked, BLOCK, arithmetic)
+    else:
+        _finish_rows(peers[-1], own_2, sizes, columns_2, losses, asked, BLOCK, arithmetic)
 
 
 @triton.jit
@@ -665,15 +867,15 @@ def temperature_gradient_kernel(
     pad = pad_a + pad_b
     if losses.NT:
         tau = load_temperature(temperatures.temperature)
-        inner = _sum_of(p_inner, rows_a, BLOCK) + _sum_of(p_inner + pad_a, rows_b, BLOCK)
+        inner = sum_of(p_inner, rows_a, BLOCK) + sum_of(p_inner + pad_a, rows_b, BLOCK)
         if PEER_2 != "none":
-            inner += _sum_of(p_inner + 2 * pad, rows_a, BLOCK) + _sum_of(p_inner + 2 * pad + pad_a, rows_b, BLOCK)
+            inner += sum_of(p_inner + 2 * pad, rows_a, BLOCK) + sum_of(p_inner + 2 * pad + pad_a, rows_b, BLOCK)
         tl.store(gradients.p_temperature_gradient, -0.5 * inner / tau)
     if losses.KL:
         kd_1 = load_temperature(temperatures.kd_temperature_1)
-        inner_1 = _sum_of(p_inner + pad, rows_a, BLOCK)
+        inner_1 = sum_of(p_inner + pad, rows_a, BLOCK)
         if PEER_2 != "none":
-            inner_2 = _sum_of(p_inner + 3 * pad, rows_a, BLOCK)
+            inner_2 = sum_of(p_inner + 3 * pad, rows_a, BLOCK)
             if PEER_2 == "student":
                 inner_1 += inner_2
             else:

@@ -73,10 +73,13 @@ class Columns(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows that a program owns, and keys that it looks at together."""
+    """Rows that a program owns, and keys that it looks at together, with WARPS warps. OWN_M: rows of a view's own
+    square where the work is divided by squares (dogo_forward.py), 0 where by rows."""
 
     BLOCK_M: Any
     BLOCK_N: Any
+    OWN_M: Any
+    WARPS: Any
 
 
 class Arithmetic(NamedTuple):
@@ -153,3 +156,13 @@ def cosines(b_x, b_y, p_z, i_rows, i_keys, columns: tl.constexpr, arithmetic: tl
             b_y_chunk = load_tile(p_z, i_keys, i_column, WIDTH, BLOCK_S)
             b_s += dot(b_x_chunk, tl.trans(b_y_chunk), PRECISION, arithmetic.INTERPRETED)
     return b_s
+
+
+@triton.jit
+def sum_of(p_values, count, BLOCK: tl.constexpr):
+    """The sum of count numbers in one fixed order."""
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        i_values = start + tl.arange(0, BLOCK)
+        b_sum += tl.load(p_values + i_values, mask=i_values < count, other=0.0)
+    return tl.sum(b_sum)

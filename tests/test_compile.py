@@ -86,6 +86,7 @@ def test_every_configuration_compiles_for_every_target(asked: Asked, rows: list[
         "statistics_kernel",
         "finalize_kernel",
         "gradient_kernel",
+        "finish_kernel",
         "temperature_gradient_kernel",
         "augment_kernel",
     }

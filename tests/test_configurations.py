@@ -17,6 +17,7 @@ from dogo_fast.kernels import configurations
 from dogo_fast.kernels.configurations import (
     ANY,
     DTYPES,
+    OWN_SIDES,
     ROW_MULTIPLE,
     ROWS,
     SHIPPED,
@@ -29,6 +30,7 @@ from dogo_fast.kernels.configurations import (
     TableError,
     Tile,
     bucket,
+    divisible_by_squares,
     look_up,
     padded_width,
     read_table,
@@ -41,7 +43,9 @@ pytestmark = pytest.mark.usefixtures("no_user_table")
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 architectures = st.sampled_from(["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "sm_999"])
 sides = st.sampled_from(SIDES)
-tiles = st.builds(Tile, sides, sides, st.sampled_from([4, 8]), st.sampled_from([1, 2, 3]))
+by_rows = st.builds(Tile, sides, sides, st.sampled_from([4, 8]), st.sampled_from([1, 2, 3]), st.just(0))
+by_squares = st.builds(Tile._replace, by_rows, own_rows=st.sampled_from(OWN_SIDES)).filter(divisible_by_squares)
+tiles = by_rows | by_squares
 
 
 @given(architectures, st.sampled_from(DTYPES), st.integers(1, 5000), st.integers(1, 10**6))
@@ -65,13 +69,11 @@ def test_wide_rows_are_those_of_several_chunks() -> None:
             assert (width > row_chunk(D, itemsize)) == (bucket("sm_90", dtype, width, 2).width == WIDE)
 
 
-def test_the_shipped_table_has_the_default_whole_and_entries_for_three_architectures_that_say_whether_tuned() -> None:
+def test_the_shipped_table_has_the_default_whole_and_entries_for_three_architectures_none_of_them_tuned() -> None:
     for architecture in (ANY, "sm_80", "sm_90", "sm_100"):
         for dtype, widths in WIDTHS.items():
             for key in (Key(architecture, dtype, width, rows) for width in widths for rows in ROWS):
-                tuned = SHIPPED[key].tuned
-                assert (tuned is not None) == (key == Key("sm_90", "bfloat16", 128, 2048)), key
-                assert tuned is None or tuned["gpu"] == "NVIDIA H200"
+                assert SHIPPED[key].tuned is None, key
     assert {key.architecture for key in SHIPPED} == {ANY, "sm_80", "sm_90", "sm_100"}
 
 
@@ -221,6 +223,76 @@ def test_any_tile_computes_the_loss(first: Tile, second: Tile, size: tuple[int, 
         check(fused, dense, inputs)
     tiles = [each.tile for each in launched if each.tile]
     assert tiles == [f"{first.rows}x{first.keys}", f"{second.rows}x{second.keys}"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled for the GPU here: test_gpu.py")
+@pytest.mark.parametrize("loss", ["nt_xent", "dogo_loss"])
+def test_by_squares_row_blocks_add_to_the_column_sums_of_their_group(loss: str) -> None:
+    """Nine row blocks across and five of a view's own square: two a group, groups without any, and a block that reaches
+    over the ends of splits and of the view."""
+    tile = Tile(32, 32, 2, 2, 64)
+    inputs = projections(270, 20, count=4 if loss == "dogo_loss" else 2)
+
+    def fused(*x: torch.Tensor) -> torch.Tensor:
+        if loss == "nt_xent":
+            return functional.nt_xent(*x, 0.2, backend="triton")
+        return functional.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1, kd_weight=(0.0, 2.0), backend="triton").loss
+
+    def dense(*x: torch.Tensor) -> torch.Tensor:
+        if loss == "nt_xent":
+            return reference.nt_xent(*x, 0.2)
+        return reference.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1, kd_weight=(0.0, 2.0)).loss
+
+    with tile_tables.forced(Configuration(tile, tile)), launches.recorded() as launched:
+        check(fused, dense, inputs)
+        bits = [fused(*inputs) for _ in range(2)]
+    assert torch.equal(*bits)
+    assert ("finish_kernel" in [each.name for each in launched]) == (loss == "dogo_loss")
+
+
+SQUARES = Configuration(Tile(128, 64, 8, 3, 256), Tile(128, 64, 8, 2, 128))
+
+
+@pytest.mark.parametrize(
+    ("settings", "own_rows"),
+    [({}, (256, 128)), ({"temperature": 0.02}, (0, 0)), ({"kd_temperature": 0.02}, (0, 0))],
+    ids=["static", "online", "online kd"],
+)
+def test_the_work_is_divided_by_squares_only_with_constant_shifts(
+    settings: dict[str, float], own_rows: tuple[int, int]
+) -> None:
+    assert own_rows_of([torch.zeros(300, 32, requires_grad=True) for _ in range(4)], settings) == own_rows
+
+
+def test_learnt_temperatures_are_divided_by_rows() -> None:
+    tau = torch.tensor(0.5, requires_grad=True)
+    assert own_rows_of([torch.zeros(300, 32, requires_grad=True) for _ in range(4)], {"temperature": tau}) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("widths", "dtypes"),
+    [
+        ((32, 64), (torch.bfloat16, torch.bfloat16)),
+        ((32, 32), (torch.bfloat16, torch.float16)),
+        ((512, 512), (torch.bfloat16, torch.bfloat16)),
+    ],
+    ids=["widths", "dtypes", "wide"],
+)
+def test_gradients_of_unlike_peers_or_of_wide_rows_are_made_by_rows(
+    widths: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    peers = zip(widths, dtypes, strict=True)
+    views = [torch.zeros(300, width, dtype=dtype, requires_grad=True) for width, dtype in peers for _ in range(2)]
+    assert own_rows_of(views, {}) == (256, 0)
+
+
+def own_rows_of(views: list[torch.Tensor], settings: dict[str, Any]) -> tuple[int, int]:
+    """Of the statistics and of the gradient kernel in a pass of the whole loss; 0 by rows."""
+    with tile_tables.forced(SQUARES), launches.pretending(launches.Device("sm_90", 132)) as launched:
+        loss = functional.dogo_loss((views[0], views[1]), (views[2], views[3]), backend="triton", **settings).loss
+        torch.autograd.grad(loss, views)
+    found = {each.name: each.values["OWN_M"] for each in launched if each.tile}
+    return found["statistics_kernel"], found["gradient_kernel"]
 
 
 def test_sides_divide_the_padding() -> None:

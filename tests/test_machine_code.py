@@ -132,6 +132,22 @@ def test_loops_within_loops() -> None:
     assert hot_loops(found) == [outer]
 
 
+def test_a_loop_that_only_repeats_others_is_not_the_hot_one() -> None:
+    """Row blocks around tiles, which have the products: of rows of one chunk, and of several."""
+    lines = [
+        "blocks: MOV R0, RZ",
+        "tiles: HMMA.16816.F32.BF16 R0, R1, R2, R3",
+        "chunks: HMMA.16816.F32.BF16 R4, R1, R2, R4",
+        "@P1 BRA {chunks}",
+        "@P0 BRA {tiles}",
+        "@P2 BRA {blocks}",
+        "EXIT",
+    ]
+    (blocks,) = found = loops(parse(sass(*lines)))
+    (tiles,) = blocks.inner
+    assert tiles.inner and hot_loops(found) == [tiles]
+
+
 def test_bytes_of_an_access() -> None:
     sizes = {"LDS": 4, "LDS.64": 8, "STS.128": 16, "LDG.E.U8": 1, "STS.U16": 2, "LDSM.16.M88.4": 16, "LDSM.16.M88": 4}
     assert {opcode: access_bytes(opcode) for opcode in sizes} == sizes

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dogo_fast import DoGoLoss, NTXentLoss, SimilarityKLLoss, functional
 from dogo_fast.kernels import configurations, tiles
-from dogo_fast.ops import compiling, core, cpp_backend, launches, library
+from dogo_fast.ops import compiling, core, cpp_backend, launches, library, tile_tables
 
 ops = torch.ops.dogo_fast
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -389,23 +389,28 @@ def launched() -> Iterator[list[str]]:
         yield names
 
 
+@pytest.mark.parametrize("own_rows", [0, 64], ids=["by rows", "by squares"])
 @pytest.mark.parametrize(("learnt", "N"), thinned([False, True], [8, 150]))
 def test_the_whole_loss_takes_three_launches_forward_and_two_backward(
-    triton_device: torch.device, launched: list[str], N: int, learnt: bool
+    triton_device: torch.device, launched: list[str], N: int, learnt: bool, own_rows: int
 ) -> None:
     """Our own launches, and that PyTorch adds none around them but autograd's seed gradient of one."""
+    tile = configurations.Tile(64, 32, 4, 2, own_rows)
     inputs = inputs_of(triton_device, N=N)
     temperature: Any = torch.tensor(0.5, device=triton_device, requires_grad=True) if learnt else 0.5
-    with Computations() as computations:
+    tiles = tile_tables.forced(configurations.Configuration(tile, tile))
+    with tiles, Computations() as computations:
         output = functional.dogo_loss((inputs[0], inputs[1]), (inputs[2], inputs[3]), temperature, kd_weight=(2, 1))
     assert launched == ["normalize_kernel", "statistics_kernel", "finalize_kernel"]
     assert computations.names == []
     launched.clear()
     wanted = [*inputs, temperature] if learnt else inputs
     seed = torch.ones_like(output.loss)
-    with Computations() as computations:
+    tiles = tile_tables.forced(configurations.Configuration(tile, tile))
+    with tiles, Computations() as computations:
         torch.autograd.grad(output.loss, wanted, seed)
-    assert launched == ["gradient_kernel", "temperature_gradient_kernel"][: 1 + learnt]
+    second = "temperature_gradient_kernel" if learnt else "finish_kernel"
+    assert launched == ["gradient_kernel", second][: 1 + (learnt or own_rows > 0)]
     assert computations.names == []
 
 
@@ -448,7 +453,8 @@ def test_memory_at_8192_rows_stays_under_eight_times_the_inputs(
     inputs = [torch.empty(8192, 128, dtype=dtype) for _ in range(4)]
     given = sum(tensor.nbytes for tensor in inputs)
     settings = (None, 0.5, None, 0.1, 1.0, 1.0, "batchmean", "float32", "triton")
-    with launches.pretending(launches.device_of(torch.device("cpu"))), Allocations() as allocations:
+    tables = tile_tables.forced(configurations.SHIPPED)
+    with launches.pretending(launches.Device("sm_90", 4)), tables, Allocations() as allocations:
         outputs = core.forward(library.DOGO_LOSS, *inputs, *settings)
         core.backward(library.DOGO_LOSS, outputs[0], *[None] * 6, *outputs[7:], *inputs, *settings)
     assert allocations.bytes < 8 * given

@@ -10,7 +10,8 @@ import torch
 
 from dogo_fast.bench.work import Shape, Work, bound, least_seconds, needed, tile_loops
 from dogo_fast.functional import dogo_loss, nt_xent, similarity_kl
-from dogo_fast.ops import launches, triton_backend
+from dogo_fast.kernels.configurations import Configuration, Tile
+from dogo_fast.ops import launches, tile_tables, triton_backend
 from dogo_fast.ops.backend import interpreting
 
 CASES = {
@@ -22,17 +23,19 @@ CASES = {
 
 def done(kernel: str, values: Mapping[str, Any]) -> Work:
     """FLOP and exponentials that a launch of a tiled kernel runs, by its loops over tiles."""
-    elements = values["BLOCK_M"] * values["BLOCK_N"]
-    loops = tile_loops(kernel, values)
-    flop = sum(loop.tiles * 2 * elements * sum(loop.widths) for loop in loops)
-    return Work(flop, sum(loop.tiles * elements * loop.exponentials for loop in loops))
+    elements = [
+        (loop.tiles * (loop.rows or values["BLOCK_M"]) * values["BLOCK_N"], loop) for loop in tile_loops(kernel, values)
+    ]
+    flop = sum(2 * number * sum(loop.widths) for number, loop in elements)
+    return Work(flop, sum(number * loop.exponentials for number, loop in elements))
 
 
 @pytest.mark.skipif(not interpreting(), reason="counts what Triton's interpreter runs")
 @pytest.mark.parametrize("loss", CASES)
-@pytest.mark.parametrize(("N", "widths"), [(70, (24, 40)), (33, (16, 300))])
+@pytest.mark.parametrize(("N", "widths"), [(70, (24, 40)), (33, (16, 300)), (290, (24, 32))])
+@pytest.mark.parametrize("tile", [Tile(32, 32, 2, 2), Tile(32, 16, 2, 2, 128)], ids=["by rows", "by squares"])
 def test_what_the_kernels_do_is_what_the_interpreter_runs(
-    loss: str, N: int, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loss: str, N: int, widths: tuple[int, int], tile: Tile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
@@ -52,7 +55,7 @@ def test_what_the_kernels_do_is_what_the_interpreter_runs(
         counted.clear()
         run(kernel, grid, *arguments, **switches)
         values = launches.Launch(kernel, grid, arguments, switches).values
-        if "BLOCK_M" in values:
+        if "BLOCK_M" in values and "PRECISION" in values:
             real = Work(counted["flop"], counted["exponentials"])
             launched[kernel.__name__] = (done(kernel.__name__, values), real)
 
@@ -60,7 +63,8 @@ def test_what_the_kernels_do_is_what_the_interpreter_runs(
     monkeypatch.setattr(InterpreterBuilder, "create_exp2", counting_exp2)
     monkeypatch.setattr(triton_backend, "run", counting_run)
     views = [torch.randn(N, widths[i // 2], requires_grad=True) for i in range(4)]
-    CASES[loss](views).backward()
+    with tile_tables.forced(Configuration(tile, tile)):
+        CASES[loss](views).backward()
     assert set(launched) == {"statistics_kernel", "gradient_kernel"}
     for counts, real in launched.values():
         assert counts == real and real.flop > 0 and real.exponentials > 0
@@ -83,18 +87,23 @@ def test_needed_work_by_hand() -> None:
 
 
 def test_kernels_do_more_than_is_needed() -> None:
-    """Whole squares forward, 2 of 1; backward 20 products for 12 a peer, and 16 exponentials for 6."""
+    """By squares, forward the blocks on the diagonal are whole; backward 16 products for 12 a peer, and 12 exponentials
+    for 6. By rows whole squares forward, 2 of 1; backward 20 products for 12, and 16 exponentials."""
     from dogo_fast.ops import compiling
 
     case = compiling.KernelCase("dogo_loss", "bfloat16", 128, 4096, "static")
-    kernels = {each.kernel.__name__: each.values for each in compiling.launches(case, "sm_90")}
+    diagonal = 256 / 4096 / 2  # of each of two squares that are halved
     shape = Shape("dogo_loss", 4096, 128, 2)
-    for kernel, one, products, exponentials in (
-        ("statistics_kernel", "forward", 2.0, 10 / 6),
-        ("gradient_kernel", "backward", 20 / 12, 16 / 6),
+    for target, kernel, one, products, exponentials in (
+        ("sm_90", "statistics_kernel", "forward", 1 + diagonal, 1 + 4 * diagonal / 6),
+        ("sm_90", "gradient_kernel", "backward", 16 / 12, 12 / 6),
+        ("sm_80", "statistics_kernel", "forward", 2.0, 10 / 6),
+        ("sm_80", "gradient_kernel", "backward", 20 / 12, 16 / 6),
     ):
-        real, least = done(kernel, kernels[kernel]), needed(shape, (one,))
-        assert (real.flop / least.flop, real.exponentials / least.exponentials) == (products, exponentials)
+        (values,) = (each.values for each in compiling.launches(case, target) if each.name == kernel)
+        real, least = done(kernel, values), needed(shape, (one,))
+        found = (real.flop / least.flop, real.exponentials / least.exponentials)
+        assert found == pytest.approx((products, exponentials), rel=1e-12)
 
 
 def test_bound_where_products_and_exponentials_take_turns() -> None:

@@ -210,6 +210,14 @@ class Loop:
         """Whether there is an instruction of a class."""
         return any(each.kind == kind for each in self.instructions)
 
+    def working(self, kind: str) -> list["Loop"]:
+        """The loops within that have a class of instructions, where none is outside of them; else none."""
+        own, _ = self.path()
+        if any(each.kind == kind for each in own):
+            return []
+        hot = [each for each in self.inner if each.has(kind)]
+        return [inner for each in hot for inner in (each.working(kind) or [each])]
+
     def path(self) -> tuple[list[Instruction], list["Loop"]]:
         """An iteration as it usually goes: (instructions outside inner loops, inner loops that it passes).
 
@@ -257,5 +265,9 @@ def _within(instructions: list[Instruction], ends: dict[int, int]) -> list[Loop]
 
 
 def hot_loops(found: list[Loop]) -> list[Loop]:
-    """Those that multiply on tensor cores; failing that, those that take exponentials."""
-    return [each for each in found if each.has("product")] or [each for each in found if each.has("exp2")]
+    """Those that multiply on tensor cores; failing that, those that take exponentials. Of a loop that only repeats
+    others, such as one over row blocks, those."""
+    for kind in ("product", "exp2"):
+        if hot := [each for each in found if each.has(kind)]:
+            return [inner for each in hot for inner in (each.working(kind) or [each])]
+    return []

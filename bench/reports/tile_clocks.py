@@ -78,20 +78,19 @@ class Tiles:
     warps: int
     kinds: list[TileLoop]
 
-    @property
-    def elements(self) -> int:
-        return self.rows * self.keys
+    def elements(self, kind: TileLoop) -> int:
+        return (kind.rows or self.rows) * self.keys
 
     def flop(self, kind: TileLoop) -> float:
         """Of one warp for one tile."""
-        return 2 * self.elements * sum(kind.widths) / self.warps
+        return 2 * self.elements(kind) * sum(kind.widths) / self.warps
 
 
 def _trips(own: list[Instruction], inner: list[Loop], kind: TileLoop, tiles: Tiles) -> list[int]:
     """How often each loop over chunks of columns runs in a tile: as often as a product has chunks, less the chunks
     that were peeled off into the tile's own code, seen by the same product instructions. Loops that look alike share
     what was peeled off evenly."""
-    whole = 2 * tiles.elements * max(kind.widths) / tiles.warps
+    whole = 2 * tiles.elements(kind) * max(kind.widths) / tiles.warps
     paths = [each.path()[0] for each in inner]
     outside, *signatures = (Counter(each.opcode for each in path if each.kind == "product") for path in (own, *paths))
     out = []
@@ -112,16 +111,17 @@ def _trips(own: list[Instruction], inner: list[Loop], kind: TileLoop, tiles: Til
 def _match(loop: Loop, tiles: Tiles) -> tuple[TileLoop, int, Counts] | None:
     """(kind of tile, tiles an iteration, counts of an iteration) of a loop; None if it is none of the kinds."""
     own, inner = loop.path()
-    best: tuple[float, TileLoop, int, Counts] | None = None
+    best: tuple[tuple[float, int], TileLoop, int, Counts] | None = None
     for kind in tiles.kinds:
         repeated = zip(inner, _trips(own, inner, kind, tiles), strict=True)
         counts = count([*own, *(each for loop, trips in repeated for each in loop.path()[0] * trips)])
         for number in range(1, MOST_TILES + 1):
             off = _product_mismatch(counts, tiles.flop(kind) * number)
-            wanted = kind.exponentials * number * tiles.elements / (WARP * tiles.warps)
+            wanted = kind.exponentials * number * tiles.elements(kind) / (WARP * tiles.warps)
             off_exponentials = abs(counts.classes["exp2"] / wanted - 1)
-            if off <= 1 and off_exponentials <= 0.25 and (best is None or off + off_exponentials < best[0]):
-                best = off + off_exponentials, kind, number, counts
+            rank = off + off_exponentials, number  # of tiles of two sizes that fit alike, the one that is there
+            if off <= 1 and off_exponentials <= 0.25 and (best is None or rank < best[0]):
+                best = rank, kind, number, counts
     return best[1:] if best else None
 
 
@@ -147,7 +147,7 @@ def predict_loop(loop: Loop, tiles: Tiles) -> LoopPrediction | None:
     clocks = {pipe: value / number for pipe, value in pipe_clocks(counts, tiles.warps).items()}
     operands = counts.operand_bytes * tiles.warps / SHARED_BYTES / number
     others = dict(clocks, tensor=0.0, shared=clocks["shared"] - operands)
-    elements = number * tiles.elements / (WARP * tiles.warps)  # of one thread
+    elements = number * tiles.elements(kind) / (WARP * tiles.warps)  # of one thread
     flop = sum(counts.flop.values()) + _lane_flop(counts, tiles.flop(kind) * number)
     of_a_thread = {"flop": flop / WARP, "exp2": counts.classes["exp2"], "fp32": counts.fp32, "issued": counts.issued}
     return LoopPrediction(
@@ -163,7 +163,7 @@ def kinds_of_tiles(kernel: str, values: Mapping[str, Any]) -> list[TileLoop]:
     """Kinds of tiles by their work: those of peers of the same width, for instance, are alike."""
     out: dict[tuple[Any, ...], TileLoop] = {}
     for loop in tile_loops(kernel, values):
-        key = (loop.widths, loop.exponentials)
+        key = (loop.widths, loop.exponentials, loop.rows)
         before = out.get(key)
         name = loop.name.split(", peer")[0]
         if before is not None:

@@ -115,6 +115,7 @@ def _specialisation(value: Any, is_constexpr: bool) -> tuple[str, bool]:
         torch.bfloat16: "*bf16",
         torch.float16: "*fp16",
         torch.uint8: "*u8",
+        torch.int32: "*i32",
         torch.int64: "*i64",
     }
     if is_constexpr or value is None or (isinstance(value, int) and value == 1):

@@ -40,9 +40,9 @@ class Launch(NamedTuple):
 
     @property
     def tile(self) -> str:
-        """Rows and keys of a tile, or the pixels of the augmentation's; "" for kernels that have none."""
+        """Rows and keys of a tile of cosines, or the pixels of the augmentation's; "" for kernels that have none."""
         values = self.values
-        if "BLOCK_M" in values:
+        if "BLOCK_M" in values and "PRECISION" in values:
             return f"{values['BLOCK_M']}x{values['BLOCK_N']}"
         return str(values["BLOCK"]) if "BLUR_SIZE" in values else ""
 

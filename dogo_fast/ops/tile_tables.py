@@ -19,7 +19,7 @@ from dogo_fast.ops import extension
 VARIABLE = "DOGO_FAST_TILES"
 FILE = "tiles.json"
 
-INTERPRETED = Configuration(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
+INTERPRETED = Configuration(Tile(64, 64, 4, 2, 128), Tile(64, 64, 4, 2, 64))
 """Where there is no GPU: the interpreter's cost is by program, and it spills nothing."""
 INTERPRETED_FLOAT32 = Configuration(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
 """The sides that float32 has on GPUs: how a sum is cut decides its last digits, which float32 is tested for."""

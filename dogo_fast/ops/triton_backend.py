@@ -1,7 +1,7 @@
 """Launches of the Triton kernels: sizes, buffers, switches. Nothing here reads a value back from the device.
 
-Forward: normalize, statistics, finalize. Backward: gradient and, where a temperature learns, temperature_gradient.
-Three launches and two, whatever N; every other call only allocates.
+Forward: normalize, statistics, finalize. Backward: gradient and, where the work is divided by squares, finish, or where
+a temperature learns, temperature_gradient. Three launches and two, whatever N; every other call only allocates.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,11 @@ from dogo_fast.kernels.dogo_backward import (
     Statistics,
     TemperatureGradients,
     Upstream,
+    finish_kernel,
     gradient_kernel,
     temperature_gradient_kernel,
 )
-from dogo_fast.kernels.dogo_forward import finalize_kernel, statistics_kernel
+from dogo_fast.kernels.dogo_forward import Finished, finalize_kernel, statistics_kernel
 from dogo_fast.kernels.normalize import Pair, normalize_kernel
 from dogo_fast.kernels.tiles import Arithmetic, Columns, Losses, Scales, Sizes, Temperatures, Tile, Values
 from dogo_fast.ops import problem as problems
@@ -37,7 +38,11 @@ STATIC_LIMIT = 60.0
 scale of 65536 over it and over T, everything stays a normal float32."""
 
 NORMALIZE_ROWS = 16
-FINALIZE_ROWS = 1024
+FINISH_ROWS = 32
+FINALIZE_ROWS = 128
+"""A program's; ROW_MULTIPLE is a multiple of it."""
+SUMMED_ROWS = 1024
+"""A step of the one program that adds up the temperatures' gradients."""
 
 PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 """How float32 products are made, by torch.get_float32_matmul_precision()."""
@@ -115,13 +120,26 @@ class Problem(problems.Problem):
         dtype = min(names, key=configurations.DTYPES.index)
         return tile_tables.configuration(device_of(device).architecture, dtype, width, max(self.rows_a, self.rows_b))
 
+    def statistics_tile(self, device: torch.device) -> configurations.Tile:
+        """By squares only with NT-Xent, and where every shift is the constant."""
+        tile = self.tiles(device).statistics
+        static = self.losses.NT_STATIC and (not self.kl or self.losses.KL_STATIC)
+        return tile if self.nt and static else tile._replace(own_rows=0)
+
+    def gradient_tile(self, device: torch.device) -> configurations.Tile:
+        """By squares only of the whole loss, where every shift is the constant, the peers' rows are alike, and a whole
+        one is held at once."""
+        tile = self.tiles(device).gradient
+        static = self.nt and self.kl and self.losses.NT_STATIC and self.losses.KL_STATIC
+        alike = self.products[0] == self.products[-1] and self.padded_width(0) == self.padded_width(self.peers - 1)
+        return tile if static and alike and self.padded_width(0) == self.chunk(0) else tile._replace(own_rows=0)
+
     def row_blocks(self, tile: configurations.Tile, views: int) -> int:
         return sum(-(-rows // tile.rows) for rows in (self.rows_a, self.rows_b)[:views])
 
-    @property
-    def finalize_rows(self) -> int:
-        """Rows a step of the one-program kernels, a power of two."""
-        return min(FINALIZE_ROWS, 1 << (self.pad - 1).bit_length())
+
+def _tile(tile: configurations.Tile) -> Tile:
+    return Tile(tile.rows, tile.keys, tile.own_rows, tile.num_warps)
 
 
 def _arithmetic() -> Arithmetic:
@@ -152,22 +170,34 @@ def forward(
     tensors = allocate_saved(problem, device)
     saved = Saved.unpack(problem, tensors)
     _normalize(problem, pairs, saved)
-    tile = problem.tiles(device).statistics
-    row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
-    splits = configurations.column_splits(row_blocks, problem.rows_b, tile, device_of(device).multiprocessors)
-    nt_partial = _floats(problem.peers, 3, splits, problem.pad, device=device) if problem.nt else None
-    kl_partial = _floats(2, 3, splits, problem.pad_a, device=device) if problem.kl else None
+    tile = problem.statistics_tile(device)
+    if tile.own_rows:
+        splits = configurations.square_splits(problem.rows_b, tile)
+        squares = configurations.CROSS_GROUPS + 2 * configurations.OWN_GROUPS * problem.peers
+        grid: tuple[int, ...] = (squares * splits,)
+        numbers = configurations.square_numbers(splits, problem.pad_a, problem.pad_b, tile)
+    else:
+        row_blocks = problem.row_blocks(tile, views=2 if problem.nt else 1)
+        splits = configurations.column_splits(row_blocks, problem.rows_b, tile, device_of(device).multiprocessors)
+        grid = (row_blocks, splits)
+        numbers = 3 * splits * problem.pad
+    kl_numbers = (2 if problem.losses.KL_STATIC else 3) * splits * problem.pad_a
+    nt_partial = _floats(problem.peers, numbers, device=device) if problem.nt else None
+    kl_partial = _floats(2, kl_numbers, device=device) if problem.kl else None
+    programs = (problem.pad if problem.nt else problem.pad_a) // FINALIZE_ROWS
+    finished = Finished(_floats(4, programs, device=device), torch.empty((), dtype=torch.int32, device=device))
+    switches = {"losses": problem.losses, "tile": _tile(tile), "SPLITS": splits}
     run(
-        statistics_kernel, (row_blocks, splits),
-        saved.rows, nt_partial, kl_partial, problem.temperature_arguments, problem.sizes,
-        **problem.columns(chunked=False), losses=problem.losses, tile=Tile(tile.rows, tile.keys), SPLITS=splits,
+        statistics_kernel, grid,
+        saved.rows, nt_partial, kl_partial, finished.p_count, problem.temperature_arguments, problem.sizes,
+        **problem.columns(chunked=False), **switches,
         arithmetic=_arithmetic(), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     run(
-        finalize_kernel, (1,),
-        nt_partial, kl_partial, saved.nt, saved.kl, rows, Values(*map(values.get, VALUES)),
+        finalize_kernel, (programs,),
+        (nt_partial, kl_partial), (saved.nt, saved.kl), rows, finished, Values(*map(values.get, VALUES)),
         problem.temperature_arguments, problem.sizes, problem.scales,
-        losses=problem.losses, SPLITS=splits, BLOCK=problem.finalize_rows, num_warps=8,
+        **switches, BLOCK=FINALIZE_ROWS, num_warps=4,
     )  # fmt: skip
     return tensors
 
@@ -195,31 +225,41 @@ def backward(
     device = saved.inverse_norm.device
     gradients = allocate_gradients(problem, device)
     owned = problem.owned
+    tile = problem.gradient_tile(device)
     scratch = [
-        _floats(problem.pad, problem.padded_width(peer), device=device)
-        if problem.padded_width(peer) > problem.chunk(peer)
+        _floats(2 if tile.own_rows else 1, problem.pad, problem.padded_width(peer), device=device)
+        if tile.own_rows or problem.padded_width(peer) > problem.chunk(peer)
         else None
         for peer in range(owned)
     ]
     inner = _floats(owned, 2, problem.pad, device=device) if problem.learns else None
-    tile = problem.tiles(device).gradient
     views, scratches = (*gradients.views, None, None), (*scratch, None)  # a second peer may be only read
     peers = tuple(
         Peer(rows, views[2 * peer], views[2 * peer + 1], scratches[peer], problem.widths[peer])
         for peer, rows in enumerate(saved.rows)
     )
-    run(
-        gradient_kernel, (problem.row_blocks(tile, views=2), owned), peers,
-        Statistics(saved.inverse_norm, saved.nt, saved.kl, inner), Upstream(Values(*map(upstream.get, VALUES)), factor),
+    arguments = (
+        peers, Statistics(saved.inverse_norm, saved.nt, saved.kl, inner),
+        Upstream(Values(*map(upstream.get, VALUES)), factor),
         problem.temperature_arguments, problem.sizes, problem.scales,
-        **problem.columns(chunked=True), losses=problem.losses,
-        asked=Asked(problem.second, factor is not None, problem.learns), tile=Tile(tile.rows, tile.keys),
-        arithmetic=_arithmetic(), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+    switches = problem.columns(chunked=True) | {
+        "losses": problem.losses,
+        "asked": Asked(problem.second, factor is not None, problem.learns),
+        "arithmetic": _arithmetic(),
+    }
+    grid: tuple[int, ...] = (problem.row_blocks(tile, views=2), owned)
+    if tile.own_rows:
+        grid = (2 * -(-problem.rows_a // tile.rows) + 4 * -(-problem.rows_a // tile.own_rows),)
+    shape = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    run(gradient_kernel, grid, *arguments, **switches, tile=_tile(tile), **shape)
+    if tile.own_rows:
+        block = configurations.ROW_MULTIPLE if interpreting() else FINISH_ROWS
+        run(finish_kernel, (problem.pad // block, owned), *arguments, **switches, BLOCK=block, num_warps=4)
     if problem.learns:
         run(
             temperature_gradient_kernel, (1,),
             inner, TemperatureGradients(*gradients.temperatures), problem.temperature_arguments, problem.sizes,
-            losses=problem.losses, PEER_2=problem.second, BLOCK=problem.finalize_rows, num_warps=8,
+            losses=problem.losses, PEER_2=problem.second, BLOCK=SUMMED_ROWS, num_warps=8,
         )  # fmt: skip
     return gradients

@@ -115,14 +115,20 @@ def _size(tile: Tile) -> tuple[int, int, int, int]:
 
 
 def distance(one: Tile, other: Tile) -> float:
-    """Halvings, doublings and steps between two tiles."""
+    """Halvings, doublings and steps between two tiles; a step too from one division of the work to the other."""
     logarithms: float = sum(abs(math.log2(a / b)) for a, b in zip(one[:3], other[:3], strict=True))
+    if one.own_rows and other.own_rows:
+        logarithms += abs(math.log2(one.own_rows / other.own_rows))
+    elif one.own_rows or other.own_rows:
+        logarithms += 1
     return logarithms + float(abs(one.num_stages - other.num_stages))
 
 
 def candidates(default: Tile, reach: float) -> list[Tile]:
-    """The tiles near the default, without itself, the nearest first."""
-    near = [tile for tile in all_tiles() if 0 < distance(tile, default) <= reach]
+    """The tiles near the default, of either division of the work, without itself, the nearest first."""
+    tiles = (tile._replace(own_rows=rows) for tile in all_tiles() for rows in (0, *configurations.OWN_SIDES))
+    allowed = (tile for tile in tiles if not tile.own_rows or configurations.divisible_by_squares(tile))
+    near = [tile for tile in allowed if 0 < distance(tile, default) <= reach]
     return sorted(near, key=lambda tile: distance(tile, default))
 
 
