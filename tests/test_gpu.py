@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from numerics import projections
+from numerics import check, evaluate, projections
 from torch import Tensor
 
-from dogo_fast import DoGoLossOutput, functional
+from dogo_fast import DoGoLossOutput, functional, reference
+from dogo_fast.kernels import configurations
+from dogo_fast.ops import tile_tables
 
 pytestmark = pytest.mark.gpu
 
@@ -99,6 +101,27 @@ def test_two_runs_give_the_same_bits(N: int, D: int, dtype: torch.dtype) -> None
     inputs = inputs_of(N, D, dtype)
     first, second = ([*dogo(*inputs), *torch.autograd.grad(dogo(*inputs).loss, inputs)] for _ in range(2))
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("N", [3, 130, 300, 2100])
+def test_the_division_by_squares_computes_the_loss_and_the_same_bits_twenty_times(N: int) -> None:
+    """With the tiles of sm_90, whatever the GPU: groups of one and of several row blocks, a last block beyond the
+    padding, and programs that take turns in adding up the values."""
+
+    def fused(*x: Tensor) -> Tensor:
+        return functional.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1, backend="triton").loss
+
+    def dense(*x: Tensor) -> Tensor:
+        return reference.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1).loss
+
+    tiles = configurations.SHIPPED[configurations.Key("sm_90", "bfloat16", 128, 2048)].configuration
+    assert tiles.statistics.own_rows and tiles.gradient.own_rows
+    inputs = projections(N, 128, count=4, dtype=torch.bfloat16, device="cuda")
+    with tile_tables.forced(tiles):
+        first = check(fused, dense, inputs)
+        for _ in range(20):
+            value, gradients = evaluate(fused, inputs)
+            assert torch.equal(value, first[0]) and all(map(torch.equal, gradients, first[1]))
 
 
 def test_peak_memory_at_8192_rows_stays_under_eight_times_the_inputs() -> None:
