@@ -3,7 +3,7 @@
 import pytest
 from sass import sass
 
-from dogo_fast.bench.reports.machine_code import access_bytes, count, hot_loops, loops, parse
+from dogo_fast.bench.reports.machine_code import Code, access_bytes, count, hot_loops, loops, parse
 
 PRINTED = """
 	code for sm_90a
@@ -130,6 +130,13 @@ def test_loops_within_loops() -> None:
     assert passed == [inner] and count(instructions).flop == {"BF16": 2 * 16 * 8 * 16}
     assert count(inner.path()[0]).flop == {"BF16": 2 * 16 * 8 * 16} and count(instructions).issued == 3
     assert hot_loops(found) == [outer]
+
+
+@pytest.mark.parametrize(("waits", "serialised"), [(1, False), (4, True), (0, False)])
+def test_products_that_wait_for_each_other_are_seen(waits: int, serialised: bool) -> None:
+    lines = ["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24"] * 4 + ["WARPGROUP.DEPBAR.LE gsb0, 0x0"] * waits
+    assert Code(255, 0, parse(sass(*lines, "EXIT"))).serialised is serialised
+    assert not Code(255, 0, parse(sass("WARPGROUP.DEPBAR.LE gsb0, 0x0", "EXIT"))).serialised
 
 
 def test_a_loop_that_only_repeats_others_is_not_the_hot_one() -> None:

@@ -61,9 +61,10 @@ TRUTH = {
 def test_compiled_loops_have_the_work_of_their_tiles(
     compiled: dict[tuple[str, str], Prediction], loss: str, kernel: str
 ) -> None:
-    """Nothing spilled, every product accounted for, one exponential an element of NT-Xent, two of the KL's peers."""
+    """Nothing spilled or serialised, every product accounted for, one exponential an element of NT-Xent, two of the
+    KL's peers."""
     found, (loop_kinds, least) = compiled[loss, kernel], TRUTH[loss, kernel]
-    assert found.unmatched == [] and found.stack == 0
+    assert found.unmatched == [] and found.stack == 0 and not found.serialised
     counted = Counter((loop.per_element["flop"], loop.per_element["exp2"]) for loop in found.loops)
     assert counted == loop_kinds
     for loop in found.loops:

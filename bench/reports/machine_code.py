@@ -87,6 +87,14 @@ class Code(NamedTuple):
         """How many instructions of a class the code has, wherever they are."""
         return sum(instruction.kind == kind for instruction in self.instructions)
 
+    @property
+    def serialised(self) -> bool:
+        """Whether every product of Hopper's tensor cores waits for the one before, as ptxas makes them where it cannot
+        follow their accumulators (its warning C7515): else a wait is behind several, the chunks of 16 columns."""
+        opcodes = [each.opcode for each in self.instructions]
+        products = sum(each.startswith("HGMMA") for each in opcodes)
+        return 0 < products <= sum(each.startswith("WARPGROUP.DEPBAR") for each in opcodes)
+
 
 def read(cubin: bytes) -> Code:
     """Take a compiled kernel apart.

@@ -157,7 +157,7 @@ def _predictions(static: Report) -> list[str]:
             f"{each.tile}, {each.warps} warps",
             str(each.registers),
             str(each.stack),
-            each.limiter,
+            each.limiter + ", serialised" * each.serialised,
             " to ".join(f"{100 * share:.0f}" for share in reversed(each.shares)),
         ]
         for each in static.predictions

@@ -59,6 +59,7 @@ class Prediction(BaseModel):
     warps: int
     registers: int
     stack: int
+    serialised: bool = False
     loops: list[LoopPrediction] = []
     limiter: str = "unknown"
     clocks_needed: float | None = None
@@ -109,6 +110,7 @@ def predict(launch: Launch, case: KernelCase) -> Prediction:
         warps=warps,
         registers=code.registers,
         stack=code.stack,
+        serialised=code.serialised,
         loops=matched,
         unmatched=unmatched + [kind.name for kind, each in alike.items() if not each],
     )
