@@ -351,6 +351,8 @@ def test_images_that_do_not_lie_contiguously_train_the_same():
 
 
 def test_a_second_signal_ends_at_once_and_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch):
+    # a shell's background job ignores SIGINT, and then so does a second one
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def twice(step: TrainingStep) -> None:
@@ -358,9 +360,12 @@ def test_a_second_signal_ends_at_once_and_handlers_are_put_back(monkeypatch: pyt
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(TrainingStep, "compute", twice)
-    with pytest.raises(KeyboardInterrupt):
-        trainer_of().fit()
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer_of().fit()
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_fit_until_an_epoch_is_gone_on_with_by_the_next(tmp_path: Path):
