@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from . import configurations
 from .normalize import CLAMPED
 from .tiles import (
     LN_2,
@@ -45,6 +46,8 @@ from .tiles import (
     narrow,
     sum_of,
 )
+
+ROW_MULTIPLE = tl.constexpr(configurations.ROW_MULTIPLE)
 
 # What launches pass, besides the structs of tiles.py
 
@@ -333,6 +336,8 @@ def _clear_scratch(own, i_rows, columns: tl.constexpr, BLOCK_M: tl.constexpr):
 def _block(own, view, columns: tl.constexpr, losses: tl.constexpr, PER_ROW: tl.constexpr, BLOCK_M: tl.constexpr):
     i_local = view.start + tl.arange(0, BLOCK_M)
     i_rows = view.base_rows + i_local
+    if BLOCK_M > ROW_MULTIPLE:  # in a view's own square the last block may reach beyond the padding
+        i_rows = view.base_rows + tl.minimum(i_local, view.rows - 1)
     b_x = load_tile(own.p_z, i_rows, 0, columns.WIDTH, columns.BLOCK_D)
     b_factor, b_u, b_max = 0.0, 0.0, 0.0
     if losses.NT:
@@ -604,7 +609,8 @@ def _own_square(
     b_none = tl.zeros([OWN_M], tl.float32)
     sums = Sums(_zeros(OWN_M, columns.WIDTH, own), b_none, b_none)
     sums = _own_view(sums, block, own, view, True, columns, asked, tile, arithmetic)
-    tl.store(_part(own, block.i_rows, 0, pad, columns.WIDTH), sums.b_acc)
+    m_rows = (block.i_local < view.rows)[:, None]
+    tl.store(_part(own, block.i_rows, 0, pad, columns.WIDTH), sums.b_acc, mask=m_rows)
 
 
 @triton.jit

@@ -232,12 +232,15 @@ def _nt_over_keys(
     ``strip``: where column sums go, or None. In their own view the blocks on the diagonal are whole and leave none."""
     BLOCK_M: tl.constexpr = b_x.shape[0]
     i_rows = block.start + tl.arange(0, BLOCK_M)
+    i_buffer = block.base + i_rows
+    if strip is not None:  # by squares the last block may reach beyond the padding
+        i_buffer = block.base + tl.minimum(i_rows, span.keys - 1)
     for i_start in range(span.start, span.stop, tile.BLOCK_N):
         i_keys = i_start + tl.arange(0, tile.BLOCK_N)
         if strip is not None:
             b_columns = _column_sums(strip, i_keys, tile)
         b_y = load_tile(p_z, span.base + i_keys, 0, columns.WIDTH, columns.BLOCK_D)
-        b_s = cosines(b_x, b_y, p_z, block.base + i_rows, span.base + i_keys, columns, arithmetic)
+        b_s = cosines(b_x, b_y, p_z, i_buffer, span.base + i_keys, columns, arithmetic)
         on_diagonal = (i_start < block.start + BLOCK_M) & (block.start < i_start + tile.BLOCK_N)
         if on_diagonal:
             m_diagonal = i_rows[:, None] == i_keys[None, :]
@@ -509,7 +512,7 @@ def _own_square(
     p_sums = places.p_own_columns + i_group * tile.WARPS * (pad_a + pad_b) + base
     for start in range(first, tl.minimum(first + group_rows, rows), OWN_M):
         i_rows = start + tl.arange(0, OWN_M)
-        # the last block may reach beyond the padding
+        # as in _nt_over_keys
         b_x = load_tile(p_z, base + tl.minimum(i_rows, rows - 1), 0, columns.WIDTH, columns.BLOCK_D)
         span = Span(tl.maximum(keys.start, start), keys.stop, rows, base)
         strip = Strip(p_sums, pad_a + pad_b, start > first)

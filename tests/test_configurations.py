@@ -1,9 +1,12 @@
 """Tables of tiles: what they may hold, which entry counts, and that any tile there may be computes the same."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from forms import examples
@@ -223,6 +226,52 @@ def test_any_tile_computes_the_loss(first: Tile, second: Tile, size: tuple[int, 
         check(fused, dense, inputs)
     tiles = [each.tile for each in launched if each.tile]
     assert tiles == [f"{first.rows}x{first.keys}", f"{second.rows}x{second.keys}"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled for the GPU here: test_gpu.py")
+@pytest.mark.parametrize("D", [20, 300])
+def test_a_block_of_a_view_s_own_square_that_reaches_beyond_the_buffer_touches_nothing_there(D: int) -> None:
+    """256 rows of a view of 70, which is padded to 128, and of one of 260, to 384; whole rows, and several chunks."""
+    tile = Tile(64, 32, 4, 2, 256)
+    for N in (70, 260) if D == 20 else (70,):
+        inputs = projections(N, D, count=4, dtype=torch.bfloat16)
+
+        def fused(*x: torch.Tensor) -> torch.Tensor:
+            return functional.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1, backend="triton").loss
+
+        def dense(*x: torch.Tensor) -> torch.Tensor:
+            return reference.dogo_loss((x[0], x[1]), (x[2], x[3]), 0.5, 0.1).loss
+
+        with tile_tables.forced(Configuration(tile, tile)), within_buffers():
+            check(fused, dense, inputs)
+
+
+@contextlib.contextmanager
+def within_buffers() -> Iterator[None]:
+    """What the interpreter reads and writes lies in the tensors that the launch was given."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    given: list[tuple[int, int]] = []
+
+    def note(launch: launches.Launch) -> None:
+        tensors = [value for value in launch.values.values() if isinstance(value, torch.Tensor)]
+        given[:] = [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors]
+
+    def checked(access: Any, place: int) -> Any:
+        def check_first(builder: Any, pointers: Any, *rest: Any) -> Any:
+            addresses = pointers.data[np.broadcast_to(rest[place].data, pointers.data.shape)]
+            inside = np.zeros(addresses.shape, bool)
+            for begin, end in given:
+                inside |= (addresses >= begin) & (addresses < end)
+            assert inside.all(), f"{(~inside).sum()} of {inside.size} addresses lie in no buffer"
+            return access(builder, pointers, *rest)
+
+        return check_first
+
+    with pytest.MonkeyPatch.context() as patch, launches.listening(note):
+        for name, place in (("create_masked_load", 0), ("create_masked_store", 1)):
+            patch.setattr(InterpreterBuilder, name, checked(getattr(InterpreterBuilder, name), place))
+        yield
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled for the GPU here: test_gpu.py")
